@@ -1,0 +1,60 @@
+"""optlens: look inside Meta's OPT language models.
+
+Example:
+    >>> import optlens
+    >>> model = optlens.load()  # the embedded demo checkpoint, no network
+    >>> rec = model.record("The cat sat on the")  # attention, residual stream, logit lens
+    >>> lens = rec.logit_lens(top_k=5)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from optlens.cache import ActivationCache
+from optlens.capture import estimate_bytes, record
+from optlens.config import OPTConfig
+from optlens.lens import LogitLens, logit_lens
+from optlens.model import OPTForCausalLM, OPTModel
+from optlens.names import get_act_name, hook_names
+from optlens.recording import Recording
+from optlens.tokenizer import OPTTokenizer
+
+__version__ = "0.1.0"
+__all__ = [
+    "ActivationCache",
+    "LogitLens",
+    "OPTConfig",
+    "OPTForCausalLM",
+    "OPTModel",
+    "OPTTokenizer",
+    "Recording",
+    "estimate_bytes",
+    "get_act_name",
+    "hook_names",
+    "load",
+    "logit_lens",
+    "record",
+]
+
+
+def load(source: str | os.PathLike | None = None, **options: Any) -> OPTForCausalLM:
+    """Load an OPT, in eval mode, with its tokenizer.
+
+    Args:
+        source: A checkpoint folder, a Hub id such as "facebook/opt-125m", or nothing for the demo
+            checkpoint that ships with optlens and needs no network.
+        **options: `device`, `dtype`, `revision` and `progress`, as
+            `optlens.checkpoints.load_model` explains.
+
+    Example:
+        >>> model = load()
+        >>> model.config.n_layers > 1
+        True
+    """
+    if source is None:
+        from optlens import demo
+
+        source = demo.path()
+    return OPTForCausalLM.from_pretrained(source, **options)

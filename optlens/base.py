@@ -1,0 +1,266 @@
+"""What every OPT model can do beside its forward pass: take text, be listened to, load and save.
+
+The network itself is in `model.py`, the preparation of its inputs in `inputs.py`, the loss in
+`loss.py`. The methods here say where a model is and what it is made of, and run it with hooks or
+recorders attached; loading, saving and recording are one line each, delegating to the module that
+does it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from optlens import allocator, checks
+from optlens.cache import ActivationCache
+from optlens.config import OPTConfig
+from optlens.hooks import HookedModule, HookFunction, HookPoint, NameFilter
+from optlens.inputs import InputMethods, Prompt
+from optlens.names import UnknownHookError, hook_names, shape_of
+from optlens.outputs import ModelOutput
+from optlens.tokenizer import OPTTokenizer, TokenizerMethods
+from optlens.weights import WeightProperties
+
+if TYPE_CHECKING:
+    from optlens.recording import Recording
+
+
+class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
+    """The common part of all OPT models.
+
+    Attributes:
+        tokenizer: Turns text into token ids and back; None for a model made from a config alone.
+        hook_dict: Hook name to `HookPoint`, in the order of the table in `optlens.names`.
+    """
+
+    tokenizer: OPTTokenizer | None = None
+
+    def __init__(self, config: OPTConfig) -> None:
+        """Keep the config; a subclass adds its layers and then calls `finish_init`."""
+        super().__init__()
+        self._config = config
+
+    def finish_init(self) -> None:
+        """Draw random weights as transformers does, tie the unembedding, collect the hooks."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self._config.init_std)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+                if getattr(module, "padding_idx", None) is not None:
+                    nn.init.zeros_(module.weight.data[module.padding_idx])
+        self.tie_weights()
+        self.collect_hooks()
+        self.hook_dict = {name: self.hook_dict[name] for name in hook_names(self._config)}
+
+    def tie_weights(self) -> None:
+        """Share weights that the config says are shared; loading calls this again."""
+
+    # ------------------------------------------------------------------------ what it is
+
+    @property
+    def config(self) -> OPTConfig:
+        """The model's `OPTConfig`, whose `device` and `dtype` follow the weights."""
+        self._config.device, self._config.dtype = self.device, self.dtype
+        return self._config
+
+    @property
+    def cfg(self) -> OPTConfig:
+        """The config, under TransformerLens's name."""
+        return self.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lies, and so where token ids must be."""
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.decoder.embed_tokens.weight.dtype
+
+    def summary(self) -> None:
+        """Print the model's parts, shapes and bytes, and the table of its hooks."""
+        from optlens.summary import describe
+
+        print(describe(self))
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> Self:
+        """Load a checkpoint; see `optlens.load` for the options."""
+        from optlens.checkpoints import load_model
+
+        return load_model(cls, source, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:
+        """Write a checkpoint folder that transformers and optlens read."""
+        from optlens.checkpoints import save_model
+
+        save_model(self, folder, **options)
+
+    def record(self, prompt: Prompt, **options: Any) -> Recording:
+        """Run on a prompt and keep what happened; see `optlens.record` for the options."""
+        from optlens.capture import record
+
+        return record(self, prompt, **options)
+
+    # ------------------------------------------------------------- running with hooks attached
+
+    def run_with_hooks(
+        self,
+        input: Prompt,
+        fwd_hooks: Iterable[tuple[NameFilter, HookFunction]] = (),
+        bwd_hooks: Iterable[tuple[NameFilter, HookFunction]] = (),
+        return_type: str | None = "logits",
+        prepend_bos: bool = True,
+        attention_mask: Tensor | None = None,
+        **forward_options: Any,
+    ) -> Any:
+        """Run once with hook functions attached, and remove them.
+
+        Args:
+            input: Text, a list of texts, or token ids; None beside `inputs_embeds=`.
+            fwd_hooks: Pairs of a hook name (or filter over names) and `fn(activation, hook)`.
+            bwd_hooks: Pairs likewise, `fn(gradient, hook)`; they act when the caller runs
+                `backward()` on what this returns.
+            return_type: "logits" (of an `OPTModel`, the last hidden state), "loss", "both", or None
+                for the output object.
+            prepend_bos: Whether text gets `</s>` in front.
+            attention_mask: For padded token ids.
+            **forward_options: Further arguments of `forward`.
+
+        Raises:
+            UnknownHookError: If a name does not exist; the nearest are suggested.
+            HookError: If a function returns a wrong shape, dtype or device.
+
+        Example:
+            >>> def ablate(z, hook):
+            ...     z[:, :, 4] = 0.0
+            >>> model = optlens.load()  # doctest: +SKIP
+            >>> model.run_with_hooks("Hi", fwd_hooks=[("blocks.1.attn.hook_z", ablate)])  # doctest: +SKIP
+        """
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self._run(input, return_type, prepend_bos, attention_mask, **forward_options)
+
+    def run_with_cache(
+        self,
+        input: Prompt,
+        names_filter: NameFilter = None,
+        return_type: str | None = "logits",
+        remove_batch_dim: bool = False,
+        stop_at_layer: int | None = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        prepend_bos: bool = True,
+        attention_mask: Tensor | None = None,
+        **forward_options: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Run once and keep the values at hook points.
+
+        Values are those after every hook function. They are detached from the graph, and shared
+        with the run rather than copied, so keeping them costs no time.
+
+        Args:
+            input: Text, a list of texts, or token ids.
+            names_filter: What to keep: a name, a list of names, a function of the name; or None
+                for all that are not computed only on request.
+            return_type: As for `run_with_hooks`.
+            remove_batch_dim: Drop the batch axis of every kept value; needs a batch of one.
+            stop_at_layer: Run only the blocks before this one; returns the residual stream.
+            incl_bwd: Run `backward()` on the result, which must be the loss, and keep the
+                gradients too, under the name plus "_grad".
+            device: Where to keep the values; where they were computed unless given.
+            prepend_bos: Whether text gets `</s>` in front.
+            attention_mask: For padded token ids.
+            **forward_options: Further arguments of `forward`.
+
+        Returns:
+            What `return_type` says, and the `ActivationCache`.
+
+        Raises:
+            UnknownHookError: If a name does not exist, a filter accepts none, or a named hook lies
+                behind `stop_at_layer`.
+        """
+        if incl_bwd and (return_type != "loss" or stop_at_layer is not None):
+            raise checks.InputError(
+                f"incl_bwd=True differentiates the loss; got return_type={return_type!r} and "
+                f"stop_at_layer={stop_at_layer}, pass return_type='loss' and run all layers."
+            )
+        kept: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+        previous: list[Tensor | None] = [None]
+
+        def keep(value: Tensor, hook: HookPoint) -> None:
+            # One tensor can bear two names (resid_post, then resid_pre), an expanded one (stride 0,
+            # as q_input over heads) is a view of another, and a hook function may hold on to the
+            # one it returned: each name gets its own memory.
+            own = value.detach()
+            if value is previous[0] or hook.editors or 0 in value.stride():
+                own = own.clone()
+            previous[0] = value
+            kept[hook.name] = own if device is None else own.to(device)
+
+        def keep_gradient(value: Tensor, hook: HookPoint) -> None:
+            gradients[f"{hook.name}_grad"] = value.detach().to(device or value.device, copy=True)
+
+        points = self.match_hooks(names_filter)
+        with self.recorders(points, keep, keep_gradient if incl_bwd else None):
+            result = self._run(
+                input,
+                return_type,
+                prepend_bos,
+                attention_mask,
+                points if device is None else [],
+                stop_at_layer=stop_at_layer,
+                **forward_options,
+            )
+            if incl_bwd:
+                result.backward()
+        self._check_all_fired(points, kept, names_filter, stop_at_layer)
+        cache = ActivationCache({**kept, **gradients}, n_layers=self._config.n_layers)
+        return result, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _run(
+        self,
+        input: Prompt,
+        return_type: str | None,
+        prepend_bos: bool,
+        attention_mask: Tensor | None,
+        keeping: Sequence[HookPoint] = (),
+        **forward_options: Any,
+    ) -> Any:
+        if input is not None and not isinstance(input, Tensor):
+            past = forward_options.get("past_key_values")
+            input, attention_mask = self.prepare_inputs(
+                input, attention_mask, past_key_values=past, prepend_bos=prepend_bos
+            )
+        if isinstance(input, Tensor) and self.device.type == "cpu":
+            batch, pos = input.shape[:2] if input.ndim > 1 else (1, len(input))
+            shapes = [shape_of(point.name, self._config, batch, pos) for point in keeping]
+            allocator.reserve(sum(map(math.prod, shapes)) * self.dtype.itemsize)
+        if return_type in ("loss", "both"):
+            forward_options["return_type"] = return_type
+        result = self(input, attention_mask=attention_mask, **forward_options)
+        plain = return_type == "logits" and isinstance(result, ModelOutput)
+        return result.main if plain else result
+
+    @staticmethod
+    def _check_all_fired(
+        points: list[HookPoint],
+        kept: dict[str, Tensor],
+        names_filter: NameFilter,
+        stop_at_layer: int | None,
+    ) -> None:
+        silent = [point.name for point in points if point.name not in kept]
+        spelt_out = names_filter is not None and not callable(names_filter)
+        if silent and (spelt_out or not kept):
+            why = f" with stop_at_layer={stop_at_layer}" if stop_at_layer is not None else ""
+            raise UnknownHookError(
+                f"Nothing was computed at {', '.join(map(repr, silent[:3]))}{why}; "
+                "run the layers that compute it, or ask for other names."
+            )

@@ -1,0 +1,141 @@
+"""What a forward pass starts from: text, token ids, embeddings or a residual stream.
+
+Whatever a caller gives is checked here and brought to one form, `Inputs`, so that the network in
+`model.py` can trust what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optlens import checks
+from optlens.attention_mask import AttentionMask
+from optlens.config import OPTConfig
+from optlens.kv_cache import KVCache
+
+Prompt = str | Sequence[str] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What one forward pass starts from, checked. One of the first three is not None.
+
+    Attributes:
+        tokens: Token ids, `[batch, pos]`.
+        embeds: Token embeddings, `[batch, pos, word_embed_proj_dim]`.
+        residual: What the first of `blocks` reads, `[batch, pos, d_model]`.
+        position_ids: `[batch, pos]`, counted from 0 over real tokens; -1 for padding.
+        mask: Which keys each query may see.
+        cache: Keys and values of the tokens before; this pass adds its own. None for neither.
+        blocks: Numbers of the blocks to run.
+    """
+
+    tokens: Tensor | None
+    embeds: Tensor | None
+    residual: Tensor | None
+    position_ids: Tensor
+    mask: AttentionMask
+    cache: KVCache | None
+    blocks: range
+
+
+class InputMethods:
+    """Checks and completes the inputs of a model; a mixin beside `TokenizerMethods`."""
+
+    _config: OPTConfig
+    device: torch.device
+
+    def prepare_inputs(
+        self,
+        input_ids: Prompt | None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_at_layer: int | None = None,
+        past_key_values: KVCache | None = None,
+        prepend_bos: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokenise text, add a batch axis, move to the model's device, and check ids and mask.
+
+        Returns:
+            Token ids (or the residual that `start_at_layer` takes, or `inputs_embeds`), and the
+            mask, None where nothing is padding.
+
+        Raises:
+            InputError: If the input is empty, out of range or contradicts itself.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise checks.InputError(
+                "Give exactly one of input_ids (or text) and inputs_embeds, "
+                f"got {'neither' if input_ids is None else 'both'}."
+            )
+        given = inputs_embeds if input_ids is None else input_ids
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if not isinstance(given, Tensor):
+            if attention_mask is not None:
+                raise checks.InputError(
+                    "attention_mask goes with token ids; text makes its own when it is padded."
+                )
+            prepend_bos = prepend_bos and seen == 0  # a text that continues has its `</s>` already
+            given, attention_mask = self.to_tokens_and_mask(given, prepend_bos=prepend_bos)
+        if start_at_layer is not None:
+            checks.residual(input_ids, self._config.d_model)
+        elif inputs_embeds is not None:
+            checks.embeddings(inputs_embeds, self._config.word_embed_proj_dim)
+        else:
+            given = given.unsqueeze(0) if given.ndim == 1 else given
+            checks.token_ids(given, self._config.vocab_size)
+            given = given.long()
+        batch, length = given.shape[0], seen + given.shape[1]
+        checks.sequence_length(length, self._config.n_ctx)
+        if attention_mask is not None and attention_mask.ndim == 1:
+            attention_mask = attention_mask.unsqueeze(0)
+        if not checks.attention_mask(attention_mask, batch, length, past_key_values):
+            attention_mask = None
+        return given.to(self.device), attention_mask
+
+    def complete_inputs(
+        self,
+        input_ids: Prompt | None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Inputs:
+        """Check all that `forward` takes, and derive mask, positions, cache and blocks to run.
+
+        Raises:
+            InputError: If something does not fit the model or contradicts something else.
+        """
+        blocks = checks.layer_range(start_at_layer, stop_at_layer, self._config.n_layers)
+        in_part = start_at_layer is not None or stop_at_layer is not None
+        checks.partial_run(start_at_layer, stop_at_layer, position_ids, past_key_values)
+        cache = past_key_values
+        if cache is None and use_cache and not in_part:
+            cache = KVCache()  # asked for, so that a prompt may come in chunks
+        given, padding = self.prepare_inputs(
+            input_ids, attention_mask, inputs_embeds, start_at_layer, cache
+        )
+        if cache is None and use_cache is None and self._config.use_cache and not in_part:
+            cache = KVCache()
+        seen = 0 if cache is None else cache.get_seq_length()
+        batch, pos = given.shape[:2]
+        mask = AttentionMask(padding, batch, pos, seen + pos, given.device)
+        if cache is not None and padding is not None:
+            cache.has_padding = True
+        if position_ids is None:
+            position_ids = mask.position_ids
+        else:
+            checks.position_ids(position_ids, batch, pos, self._config.n_ctx)
+            position_ids = position_ids.to(given.device)
+        if start_at_layer is not None:
+            return Inputs(None, None, given, position_ids, mask, cache, blocks)
+        if inputs_embeds is not None:
+            return Inputs(None, given, None, position_ids, mask, cache, blocks)
+        return Inputs(given, None, None, position_ids, mask, cache, blocks)

@@ -1,0 +1,109 @@
+"""What a forward pass returns: named fields that can also be read as transformers' outputs are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optlens.checks import InputError
+from optlens.kv_cache import KVCache
+
+
+@dataclass(eq=False)
+class ModelOutput:
+    """Fields by name; by number or key as in transformers; tensor indices go to the main tensor.
+
+    `out[0]` and `out["logits"]` follow transformers (numbers count the fields that are not None);
+    `out[0, -1]`, with several indices, reads from the main tensor as if it had been returned alone.
+    """
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the fields that are not None, in order."""
+        return tuple(v for v in (getattr(self, f.name) for f in fields(self)) if v is not None)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Read a field by number or name, or index the main tensor with several indices."""
+        if isinstance(key, str):
+            return getattr(self, key)
+        if isinstance(key, int | slice):
+            return self.to_tuple()[key]
+        return self.main[key]
+
+    @property
+    def main(self) -> Tensor:
+        """The tensor that the model exists to compute."""
+        raise AttributeError(f"{type(self).__name__} has no main tensor")
+
+
+@dataclass(eq=False)
+class BaseOutput(ModelOutput):
+    """Output of `OPTModel`; see transformers' `BaseModelOutputWithPast`.
+
+    Attributes:
+        last_hidden_state: `[batch, pos, word_embed_proj_dim]`, after the final LayerNorm and
+            `project_out` where the model has them.
+        past_key_values: Keys and values for the next call, if `use_cache`.
+        hidden_states: With `output_hidden_states`: what each block was given, before edits at its
+            `hook_resid_pre`, `[batch, pos, d_model]`, then `last_hidden_state`.
+        attentions: With `output_attentions`: each layer's pattern, `[batch, head, query, key]`.
+    """
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def main(self) -> Tensor:
+        """The last hidden state."""
+        return self.last_hidden_state
+
+
+@dataclass(eq=False)
+class CausalLMOutput(ModelOutput):
+    """Output of `OPTForCausalLM`; see transformers' `CausalLMOutputWithPast`.
+
+    Attributes:
+        loss: Mean next-token cross-entropy in nats, if `labels` were given.
+        logits: `[batch, pos, d_vocab]`, or only the positions that `logits_to_keep` names.
+        past_key_values: Keys and values for the next call, if `use_cache`.
+        hidden_states: With `output_hidden_states`: see `BaseOutput`.
+        attentions: With `output_attentions`: each layer's pattern, `[batch, head, query, key]`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def main(self) -> Tensor:
+        """The logits."""
+        return self.logits
+
+
+def keep_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
+    """Select positions of `hidden [batch, pos, ...]`, as transformers' `logits_to_keep` does.
+
+    Args:
+        hidden: What to select from.
+        keep: The last so many (0: all); or positions to keep, `[n]` for all prompts alike or
+            `[batch, n]` for each its own.
+    """
+    if not isinstance(keep, Tensor):
+        if keep < 0:
+            raise InputError(f"logits_to_keep must not be negative, got {keep}; 0 keeps all.")
+        return hidden if keep == 0 else hidden[:, -keep:]
+    keep = keep.to(hidden.device)
+    if keep.ndim == 2 and not keep.dtype == torch.bool:
+        return hidden.take_along_dim(keep[..., None], dim=1)
+    if keep.ndim != 1:
+        raise InputError(
+            f"logits_to_keep must be a number, positions [n] or [batch, n], got shape "
+            f"{tuple(keep.shape)} and dtype {keep.dtype}."
+        )
+    return hidden[:, keep]

@@ -1,0 +1,39 @@
+"""The summary names every part and every hook, with sizes that add up."""
+
+from conftest import VARIANTS, random_model, tiny_config
+
+from optlens.memory import available_bytes, describe_bytes
+from optlens.names import hook_names
+
+
+def test_summary_names_every_part_and_hook(variant, capsys):
+    model = random_model(tiny_config(**variant))
+    model.summary()
+    text = capsys.readouterr().out
+    for name, parameter in model.named_parameters():
+        shape = " x ".join(map(str, parameter.shape))
+        if ".layers." not in name:
+            assert f"{name} " in text
+            assert shape in text
+    for hook in hook_names(model.config):
+        assert hook.replace("blocks.0.", "blocks.L.").replace("blocks.1.", "blocks.L.") in text
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text
+    assert describe_bytes(sum(p.nbytes for p in model.parameters())) in text
+
+
+def test_absent_final_norm_is_not_listed(capsys):
+    random_model(tiny_config(**VARIANTS["post_ln_350m"])).summary()
+    text = capsys.readouterr().out
+    assert "post-LN" in text
+    assert "ln_final" not in text
+
+
+def test_bytes_are_described_in_decimal_units():
+    described = [describe_bytes(n) for n in (0, 999, 1000, 1_500_000, 66_000_000_000)]
+    assert described == ["0 bytes", "999 bytes", "1.0 kB", "1.5 MB", "66.0 GB"]
+
+
+def test_available_memory_of_this_machine():
+    free = available_bytes("cpu")
+    assert free is None or 10_000_000 < free < 10**14
+    assert available_bytes("meta") is None
