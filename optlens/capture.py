@@ -1,0 +1,353 @@
+"""Recording: run a model on a prompt and keep the chosen part of what happens.
+
+Every kept value is copied at once into a tensor laid out for the user (`[layer, head, query, key]`
+and so on), so a recording holds no more than was asked for, and its size is known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from optlens import allocator, checks
+from optlens.hooks import HookPoint
+from optlens.memory import available_bytes, describe_bytes
+from optlens.names import get_act_name, shape_of, spec_of
+from optlens.recording import FINAL, WHAT, Recording, fingerprint
+
+if TYPE_CHECKING:
+    from optlens.base import Prompt
+    from optlens.config import OPTConfig
+    from optlens.model import OPTForCausalLM
+
+Selection = int | Iterable[int] | slice | None
+
+
+@dataclass
+class _Slot:
+    """Where one hook's value goes: `target[:, row]`, after selecting heads and positions."""
+
+    target: Tensor
+    row: int
+    axes: list[str]  # of the hook's value
+
+
+def record(
+    model: OPTForCausalLM,
+    prompt: Prompt,
+    what: str | Iterable[str] = WHAT,
+    layers: Selection = None,
+    heads: Selection = None,
+    pos: Selection = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    prepend_bos: bool = True,
+    attention_mask: Tensor | None = None,
+) -> Recording:
+    """Run a model on a prompt and keep what happened.
+
+    Runs without gradients. Interventions attached to the model (`model.hooks`) act, and what is
+    kept is the value after them.
+
+    Args:
+        model: The model.
+        prompt: Text; a list of texts; token ids, `[pos]` or `[batch, pos]`. A list or a 2-D tensor
+            gives a batch axis; a list of unequal lengths is padded on the left.
+        what: Any of "attention", "residual" and "logit_lens", and hook names, in full
+            ("blocks.3.attn.hook_z") or short for all chosen layers ("z", "resid_mid").
+        layers: Which blocks: a number, several, or a slice; negative from the end; None for all.
+        heads: Which heads of each block, likewise.
+        pos: Which positions (queries, for attention; keys are kept whole), likewise; -1 is the
+            last real token. In a padded batch, numbers count each prompt's real tokens.
+        dtype: Store in this dtype; the model's unless given.
+        device: Store here.
+        prepend_bos: Whether text gets `</s>` in front.
+        attention_mask: For padded token ids.
+
+    Returns:
+        The recording, on `device`.
+
+    Raises:
+        InputError: If the prompt or a selection does not fit the model.
+        UnknownHookError: If `what` names no hook.
+        MemoryError: If it would not fit, before running; says how much and which option helps.
+        NonFiniteError: If activations become NaN or infinite, naming the first block.
+
+    Example:
+        >>> rec = record(model, "A photo of a cat", layers=[0, -1])  # doctest: +SKIP
+    """
+    tokens, mask = model.prepare_inputs(prompt, attention_mask, prepend_bos=prepend_bos)
+    is_batch = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
+    config = model.config
+    wanted = [what] if isinstance(what, str) else list(dict.fromkeys(what))
+    if not wanted:
+        raise checks.InputError(f"Nothing to record: name some of {', '.join(WHAT)} in what=.")
+    chosen_layers = _select(layers, config.n_layers, "layers")
+    chosen_heads = _select(heads, config.n_heads, "heads")
+    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
+    positions, columns = _select_positions(pos, real.cpu())
+    plan = _plan(wanted, config, chosen_layers, chosen_heads, tokens.shape, columns)
+    _check_fits(plan, dtype or model.dtype, device)
+    if torch.device(device).type == "cpu":
+        allocator.reserve(_plan_bytes(plan, dtype or model.dtype))
+
+    tensors = {
+        name: torch.empty(shape, dtype=dtype or model.dtype, device=device)
+        for name, (shape, _) in plan.items()
+    }
+    slots: dict[str, list[_Slot]] = {}
+    for name, (_, rows) in plan.items():
+        for row, hook in enumerate(rows):
+            slot = _Slot(tensors[name], row, spec_of(hook).shape.split())
+            slots.setdefault(hook, []).append(slot)
+    _run(model, tokens, mask, slots, chosen_heads, columns)
+
+    for name in tensors.keys() - set(_stacked_names(wanted)):
+        tensors[name] = tensors[name][:, 0]  # a full hook name is one row
+    tensors |= {"tokens": tokens.to(device), "mask": real.to(device)}
+    recording = Recording(tensors, _metadata(model, tokens, real, wanted), model)
+    recording.metadata |= {"is_batch": is_batch, "dtype": str(dtype or model.dtype)}
+    recording.layers = recording.metadata["layers"] = chosen_layers
+    recording.heads = recording.metadata["heads"] = chosen_heads
+    recording.positions = recording.metadata["positions"] = positions
+    if "logit_lens" in wanted:
+        from optlens.lens import store_lens
+
+        store_lens(recording)
+    return recording
+
+
+def estimate_bytes(
+    config: OPTConfig,
+    pos: int,
+    batch: int = 1,
+    what: str | Iterable[str] = WHAT,
+    layers: Selection = None,
+    heads: Selection = None,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """Return how many bytes `record` would keep for a prompt of `pos` tokens.
+
+    Example:
+        >>> from optlens import OPTConfig
+        >>> estimate_bytes(OPTConfig(), pos=512, what="attention")  # 12 * 12 * 512 * 512 * 4
+        150994944
+    """
+    wanted = [what] if isinstance(what, str) else list(what)
+    chosen_layers = _select(layers, config.n_layers, "layers")
+    chosen_heads = _select(heads, config.n_heads, "heads")
+    plan = _plan(wanted, config, chosen_layers, chosen_heads, (batch, pos), None)
+    return _plan_bytes(plan, dtype)
+
+
+# ------------------------------------------------------------------------------- selections
+
+
+def _select(selection: Selection, size: int, what: str) -> list[int]:
+    """Turn a selection into non-negative numbers, checked against how many there are."""
+    if selection is None:
+        return list(range(size))
+    if isinstance(selection, slice):
+        chosen = list(range(size))[selection]
+    else:
+        chosen = [selection] if isinstance(selection, int) else [int(i) for i in selection]
+    if not chosen:
+        raise checks.InputError(f"{what}={selection!r} selects nothing; there are {size}.")
+    for index in chosen:
+        if not -size <= index < size:
+            raise checks.InputError(
+                f"{what}={selection!r} asks for {index}, but there are {size}: "
+                f"0 to {size - 1}, or -1 to -{size} from the end."
+            )
+    return [index % size for index in chosen]
+
+
+def _select_positions(pos: Selection, real: Tensor) -> tuple[list[int], Tensor | None]:
+    """Resolve positions to columns of the padded batch, `[batch, n]`; None for all columns."""
+    if pos is None:
+        return list(range(real.shape[1])), None
+    shortest = int(real.sum(-1).min())
+    chosen = _select(pos, shortest, "pos")
+    if isinstance(pos, int) or not isinstance(pos, slice):
+        asked = [pos] if isinstance(pos, int) else [int(p) for p in pos]
+    else:
+        asked = chosen
+    places = [row.nonzero().flatten() for row in real]  # columns of each prompt's real tokens
+    columns = torch.stack([place[torch.tensor(asked)] for place in places])
+    return (chosen if bool(real.all()) else asked), columns
+
+
+# ------------------------------------------------------------------------------ what to keep
+
+Plan = dict[str, tuple[tuple[int, ...], list[str]]]
+
+
+def _stacked_names(wanted: list[str]) -> list[str]:
+    return ["attention", "residual", *(w for w in wanted if w == _short(w))]
+
+
+def _short(name: str) -> str | None:
+    """Return the name itself if it is short for one hook of every layer."""
+    full = get_act_name(name, 0) if "." not in name and not name.startswith("hook_") else name
+    return name if full != name and full.startswith("blocks.") else None
+
+
+def _plan(
+    wanted: list[str],
+    config: OPTConfig,
+    layers: list[int],
+    heads: list[int],
+    shape: tuple[int, ...],
+    columns: Tensor | None,
+) -> Plan:
+    """Lay out the tensors to fill: name to shape and to the hooks that fill its rows."""
+    batch, pos = shape
+    rows: dict[str, list[str]] = {}
+    if "attention" in wanted:
+        rows["attention"] = [get_act_name("pattern", layer) for layer in layers]
+    last = get_act_name("resid_post", config.n_layers - 1)
+    if "residual" in wanted or "logit_lens" in wanted:
+        after = [get_act_name("resid_post", layer) for layer in layers]
+        rows["residual"] = [get_act_name("resid_pre", 0), *after]
+        rows[FINAL] = [last]
+    for name in wanted:
+        if name in WHAT:
+            continue
+        if name == _short(name):
+            rows[name] = [get_act_name(name, layer) for layer in layers]
+        else:
+            rows[name] = [get_act_name(name)]
+    known = {**rows}
+    for hooks in known.values():
+        for hook in hooks:
+            spec_of(hook)  # raises for a name that no OPT has
+    n_pos = pos if columns is None else columns.shape[1]
+    sizes = {"pos": n_pos, "query": n_pos, "head": len(heads)}
+    plan: Plan = {}
+    for name, hooks in rows.items():
+        full = shape_of(hooks[0], config, batch, pos)
+        axes = spec_of(hooks[0]).shape.split()
+        inner = [sizes.get(axis, n) for axis, n in zip(axes, full, strict=True)]
+        plan[name] = ((inner[0], len(hooks), *inner[1:]), hooks)
+    return plan
+
+
+def _plan_bytes(plan: Plan, dtype: torch.dtype) -> int:
+    return sum(torch.Size(shape).numel() for shape, _ in plan.values()) * dtype.itemsize
+
+
+def _check_fits(plan: Plan, dtype: torch.dtype, device: torch.device | str) -> None:
+    needed, free = _plan_bytes(plan, dtype), available_bytes(device)
+    if free is not None and needed > free:
+        allocator.release()  # what the process itself holds ready counts as free
+        free = available_bytes(device)
+    if free is not None and needed > free:
+        largest = max(plan, key=lambda name: torch.Size(plan[name][0]).numel())
+        smaller = " or dtype=torch.float16" if dtype.itemsize > 2 else ""
+        raise MemoryError(
+            f"This recording would take {describe_bytes(needed)}, but {device} has "
+            f"{describe_bytes(free)} free. Most of it is {largest!r}: choose fewer layers=, heads= "
+            f"or pos=,{smaller} or leave it out of what=."
+        )
+
+
+# ------------------------------------------------------------------------------------ running
+
+
+def _run(
+    model: OPTForCausalLM,
+    tokens: Tensor,
+    mask: Tensor | None,
+    slots: dict[str, list[_Slot]],
+    heads: list[int],
+    columns: Tensor | None,
+) -> None:
+    """Run the blocks, and what comes after them only if it is listened to; fill the slots."""
+    points = model.match_hooks(list(slots))
+    all_heads = len(heads) == model.config.n_heads and heads == sorted(heads)
+    chosen_heads = None if all_heads else torch.tensor(heads, device=model.device)
+    sums: dict[int, Tensor] = {}
+
+    def keep(value: Tensor, hook: HookPoint) -> None:
+        for slot in slots[hook.name]:
+            part = value
+            for axis, name in enumerate(slot.axes):
+                if name == "head" and chosen_heads is not None:
+                    part = part.index_select(axis, chosen_heads.to(value.device))
+                elif name in ("pos", "query") and columns is not None:
+                    part = _take_positions(part, axis, columns.to(value.device))
+            slot.target[:, slot.row].copy_(part)
+
+    def probe(value: Tensor, hook: HookPoint) -> None:
+        sums[hook.layer()] = value.sum(dtype=torch.float32)
+
+    # on the CPU the model itself watches for values that are not finite
+    watched = (
+        []
+        if model.device.type == "cpu"
+        else [get_act_name("resid_post", layer) for layer in range(model.config.n_layers)]
+    )
+    with torch.no_grad(), model.recorders(points, keep):
+        with model.recorders([model.hook_dict[name] for name in watched], probe):
+            resid = model(
+                tokens, attention_mask=mask, use_cache=False, stop_at_layer=model.config.n_layers
+            )
+        if any(name.startswith("ln_final") for name in slots):
+            model.decoder.finish(resid)
+    if sums:
+        checks.finite_layers(list(sums.values()), [f"block {layer}" for layer in sums])
+
+
+def _take_positions(value: Tensor, axis: int, columns: Tensor) -> Tensor:
+    """Select columns `[batch, n]` along an axis, each prompt its own."""
+    index_shape = [columns.shape[0], *[1] * (value.ndim - 1)]
+    index_shape[axis] = columns.shape[1]
+    size = list(value.shape)
+    size[axis] = columns.shape[1]
+    return value.gather(axis, columns.view(index_shape).expand(size))
+
+
+def _metadata(
+    model: OPTForCausalLM, tokens: Tensor, real: Tensor, what: list[str]
+) -> dict[str, Any]:
+    """Say where a recording comes from."""
+    tokenizer = model.tokenizer
+    ids = tokens.tolist()
+    unpadded = [row[keep].tolist() for row, keep in zip(tokens, real, strict=True)]
+    if tokenizer is None:
+        texts = [[f"⟨{token}⟩" for token in row] for row in ids]
+        prompts = ["".join(f"⟨{token}⟩" for token in row) for row in unpadded]
+        labels = {}
+    else:
+        texts = [tokenizer.to_str_tokens(row) for row in ids]
+        prompts = [tokenizer.decode(row) for row in unpadded]
+        labels = {str(token): tokenizer.display(token) for row in ids for token in row}
+    edited = [name for name, point in model.hook_dict.items() if point.edited]
+    return {
+        "what": what,
+        "prompts": prompts,
+        "str_tokens": texts,
+        "labels": labels,
+        "config": model.config.to_dict(),
+        "fingerprint": fingerprint(model),
+        "model_dtype": str(model.dtype),
+        "versions": {"optlens": _version(), "torch": torch.__version__},
+        "seed": torch.initial_seed(),
+        "edited_hooks": edited,
+        # filled in by `record`
+        "layers": [],
+        "heads": [],
+        "positions": [],
+    }
+
+
+def _version() -> str:
+    try:
+        return version("optlens")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"
