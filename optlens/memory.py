@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory there is, and how to say so."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from pathlib import Path
 
 import torch
 
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+# (limit, in use, statistics) of a container: version 2 of the interface, then version 1.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
 
 def available_bytes(device: torch.device | str) -> int | None:
     """Return how many bytes a device can still give, or None where the system does not say.
+
+    On the CPU this counts what the system would reclaim from its file cache, and respects the
+    limit of a container. Where only the size of the memory is known (macOS), returns that.
 
     Example:
         >>> available_bytes("cpu") is None or available_bytes("cpu") > 0
@@ -18,16 +29,36 @@ def available_bytes(device: torch.device | str) -> int | None:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+    return _available_main_memory() if device.type == "cpu" else None
+
+
+def _available_main_memory() -> int | None:
+    free = [_from_meminfo(), *(_from_cgroup(*names) for names in _CGROUP_FILES)]
+    known = [value for value in free if value is not None]
+    if known:
+        return min(known)
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def _from_meminfo() -> int | None:
+    if not _MEMINFO.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def _from_cgroup(limit: str, used: str, statistics: str) -> int | None:
+    if not ((_CGROUP / limit).is_file() and (_CGROUP / used).is_file()):
+        return None
+    text = (_CGROUP / limit).read_text().strip()
+    if not text.isdigit():  # "max": no limit
+        return None
+    fields = dict(line.split() for line in (_CGROUP / statistics).read_text().splitlines())
+    # Cached file pages count as used here, though the system gives them up when asked.
+    reclaimable = int(fields.get("inactive_file", 0))
+    return max(0, int(text) - int((_CGROUP / used).read_text()) + reclaimable)
 
 
 def describe_bytes(n: int) -> str:

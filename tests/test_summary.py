@@ -2,7 +2,7 @@
 
 from conftest import VARIANTS, random_model, tiny_config
 
-from optlens.memory import available_bytes, describe_bytes
+from optlens.memory import describe_bytes
 from optlens.names import hook_names
 
 
@@ -26,14 +26,3 @@ def test_absent_final_norm_is_not_listed(capsys):
     text = capsys.readouterr().out
     assert "post-LN" in text
     assert "ln_final" not in text
-
-
-def test_bytes_are_described_in_decimal_units():
-    described = [describe_bytes(n) for n in (0, 999, 1000, 1_500_000, 66_000_000_000)]
-    assert described == ["0 bytes", "999 bytes", "1.0 kB", "1.5 MB", "66.0 GB"]
-
-
-def test_available_memory_of_this_machine():
-    free = available_bytes("cpu")
-    assert free is None or 10_000_000 < free < 10**14
-    assert available_bytes("meta") is None

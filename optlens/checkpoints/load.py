@@ -1,0 +1,179 @@
+"""Loading a model: from a folder or a Hub id to modules that hold their weights.
+
+The model is built on the meta device, where tensors have shapes but no memory, and each parameter
+is then put in place as its tensor is read, so that nothing is ever held twice. A tensor that
+already has the wanted dtype stays mapped from its file and costs no copy; one that is converted
+costs its own size. What the files lack, or have too much, is an error before anything is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from optlens.checkpoints.config_file import read_config
+from optlens.checkpoints.empty import empty_model
+from optlens.checkpoints.errors import CheckpointError
+from optlens.checkpoints.hub import locate
+from optlens.checkpoints.layout import find_layout
+from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_of
+from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype
+from optlens.checkpoints.read import Weights
+from optlens.config import OPTConfig
+from optlens.tokenizer import OPTTokenizer
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# After so many bytes of converted tensors the file's own pages are given back. That is less than
+# the largest tensor of any published OPT, so the peak stays at "weights and one tensor".
+_RELEASE_BYTES = 32 * 2**20
+# A folder with one of these means to have a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
+
+
+def load_model(
+    cls: type[Model],
+    source: str | os.PathLike,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    progress: bool = True,
+) -> Model:
+    """Load a checkpoint in Hugging Face format.
+
+    On the CPU, weights that are stored in the wanted dtype stay mapped from their files: loading
+    costs no copy, and several processes share them. Such a file may be replaced or deleted while
+    the model lives (saving a model does that), but must not be overwritten in place.
+
+    Args:
+        cls: `OPTForCausalLM` or `OPTModel`.
+        source: A local folder, or a Hub id such as "facebook/opt-125m", which is downloaded once,
+            to the cache of `huggingface_hub`. A folder wins where both exist.
+        device: Where the weights go; "auto" is the GPU if there is one, else the CPU.
+        dtype: A floating dtype or its name; "auto" is the stored dtype on a GPU, and on the CPU
+            float32, or the stored dtype (with a warning) where float32 does not fit.
+        revision: Branch, tag or commit on the Hub, such as "refs/pr/1".
+        progress: Show progress bars for downloads, and for loading that takes long.
+
+    Returns:
+        The model in eval mode; its `tokenizer` is None if the checkpoint has none.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be found, is incomplete or damaged, is not an
+            OPT's, or does not fit into memory.
+        ValueError: If `device` or `dtype` is not one.
+
+    Example:
+        >>> from optlens import OPTForCausalLM
+        >>> model = load_model(OPTForCausalLM, "facebook/opt-125m")  # doctest: +SKIP
+    """
+    target_device, target_dtype = parse_device(device), parse_dtype(dtype)
+    folder = locate(source, revision, progress)
+    config = read_config(folder)
+    weights = Weights(find_layout(folder))
+    model, places, stored = _build(cls, config, weights)
+    target_dtype = choose_dtype(
+        target_dtype,
+        target_device,
+        stored=weights.specs[stored[EMBEDDING]].dtype,
+        n_parameters=sum(math.prod(weights.specs[name].shape) for name in stored.values()),
+        name=str(source),
+    )
+    _fill(places, stored, weights, target_device, target_dtype, progress)
+    model.tokenizer = _read_tokenizer(folder, config)
+    return model.eval()
+
+
+def _build(
+    cls: type[Model], config: OPTConfig, weights: Weights
+) -> tuple[Model, Places, dict[str, str]]:
+    """Make the model without memory, and match its parameters with the stored tensors."""
+    model = empty_model(cls, config)
+    places = places_of(model)
+    tied_here = len(places[EMBEDDING]) > 1
+    if tied_here and _has_a_head_of_its_own(weights):
+        warnings.warn(
+            f"{weights.where(HEAD)} differs from the embedding, although config.json says that "
+            "they are tied; using it as it is, with tie_word_embeddings=False.",
+            stacklevel=4,
+        )
+        config.tie_word_embeddings = False
+        model = empty_model(cls, config)
+        places = places_of(model)
+    return model, places, match(places, weights, config)
+
+
+def _has_a_head_of_its_own(weights: Weights) -> bool:
+    """Say whether there is an unembedding beside the embedding, with other values."""
+    embedding_spec, head_spec = weights.specs.get(EMBEDDING), weights.specs.get(HEAD)
+    if embedding_spec is None or head_spec is None or embedding_spec.shape != head_spec.shape:
+        return False  # absent; or misshapen, which matching reports
+    if embedding_spec.dtype != head_spec.dtype:
+        return True
+    embedding, head = weights.tensor(EMBEDDING), weights.tensor(HEAD)
+    same_memory = embedding.data_ptr() == head.data_ptr()
+    # As bytes, since NaN would differ from itself.
+    same = same_memory or torch.equal(_as_bytes(embedding), _as_bytes(head))
+    del embedding, head
+    weights.release()
+    return not same
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
+def _fill(
+    places: Places,
+    stored: dict[str, str],
+    weights: Weights,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: bool,
+) -> None:
+    """Read every tensor and put it where it belongs."""
+    from tqdm.auto import tqdm
+
+    parameter_of = {name: parameter for parameter, name in stored.items()}
+    read_since_release = 0
+    # The delay keeps the bar away from loads that are over before anyone could read it.
+    with tqdm(total=len(stored), desc="Loading weights", delay=1, disable=not progress) as bar:
+        for name in weights.by_file(list(parameter_of)):
+            tensor = weights.tensor(name)
+            placed = tensor.to(device).to(dtype).contiguous()
+            if placed is not tensor:
+                read_since_release += tensor.nbytes
+            _put(places[parameter_of[name]], placed)
+            del tensor, placed
+            if read_since_release > _RELEASE_BYTES:
+                weights.release()
+                read_since_release = 0
+            bar.update()
+
+
+def _put(at: list[tuple[nn.Module, str]], tensor: Tensor) -> None:
+    """Make `tensor` the parameter at all of its places, one object for all of them."""
+    module, attribute = at[0]
+    requires_grad = getattr(module, attribute).requires_grad
+    parameter = nn.Parameter(tensor, requires_grad=requires_grad)
+    for module, attribute in at:
+        setattr(module, attribute, parameter)
+
+
+def _read_tokenizer(folder: Path, config: OPTConfig) -> OPTTokenizer | None:
+    """Return the folder's tokenizer, None when it has no files of one."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return None
+    try:
+        return OPTTokenizer.from_folder(folder, n_rows=config.vocab_size)
+    except (ValueError, FileNotFoundError) as error:
+        raise CheckpointError(
+            f"The weights in {folder} are readable, the tokenizer is not: {error} To load the "
+            "model without a tokenizer, remove its tokenizer files."
+        ) from error

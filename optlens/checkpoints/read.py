@@ -1,0 +1,263 @@
+"""Reading tensors out of a checkpoint's files, one at a time.
+
+`Weights` is a checkpoint as a mapping from canonical tensor names (see `layout`) to tensors,
+whatever the files are. Safetensors files and zip `.bin` files are mapped into memory: a tensor
+that comes out costs no memory until it is read, and then the system may drop its pages again.
+Such a tensor is private to the process (writing into it leaves the file alone), but stays tied to
+the file's contents: replacing the file is safe, cutting it short in place is not.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from optlens.checkpoints.errors import CheckpointError, listing
+from optlens.checkpoints.layout import Layout, canonical, what_else
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_AGAIN = "Download the file again, or save the checkpoint again."
+
+
+class TensorSpec(NamedTuple):
+    """What is known of a stored tensor before reading it; dtype None is not floating point."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+class TensorFile(Protocol):
+    """One open file of tensors under their stored names."""
+
+    # Whether closing and opening again costs little, as the file is only mapped into memory.
+    mapped: bool
+
+    def names(self) -> list[str]:
+        """Return the stored tensor names."""
+        ...
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return shape and dtype of a stored tensor."""
+        ...
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a stored tensor."""
+        ...
+
+
+class SafetensorsFile:
+    """An open safetensors file."""
+
+    mapped = True
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = safe_open(str(path), framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            reason = what_else(path) or f"{error}; the file is cut short or damaged"
+            raise CheckpointError(
+                f"{path} cannot be read as safetensors: {reason}. {_AGAIN}"
+            ) from error
+
+    def names(self) -> list[str]:
+        """Return the stored tensor names."""
+        return list(self._file.keys())
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return shape and dtype of a stored tensor."""
+        view = self._file.get_slice(name)
+        return TensorSpec(tuple(view.get_shape()), _SAFETENSORS_DTYPES.get(view.get_dtype()))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a stored tensor, mapped from the file."""
+        from safetensors import SafetensorError
+
+        try:
+            return self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{self.path}: {name!r} cannot be read: {error}. {_AGAIN}"
+            ) from error
+
+
+class TorchFile:
+    """An open `.bin` file, unpickled without running any code that it may hold."""
+
+    def __init__(self, path: Path, verify: bool) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            # Before PyTorch 1.6 files were plain pickles, which cannot be mapped into memory.
+            self.mapped = file.read(4) == b"PK\x03\x04"
+        damaged = self._damaged_part() if verify and self.mapped else None
+        if damaged is not None and not damaged.rpartition("/data/")[2].isdigit():
+            raise self._corrupted(f"its part {damaged!r}")
+        self._tensors = self._load()
+        for name, value in self._tensors.items():
+            if not isinstance(value, torch.Tensor):
+                raise CheckpointError(
+                    f"{path}: {name!r} is a {type(value).__name__}, not a tensor. This is no table "
+                    "of named tensors; save the model's state_dict() instead."
+                )
+        if damaged is not None:
+            raise self._corrupted(self._tensors_in(damaged))
+
+    def _load(self) -> dict[str, torch.Tensor]:
+        try:
+            values = torch.load(
+                self.path, map_location="cpu", weights_only=True, mmap=self.mapped or None
+            )
+        except Exception as error:  # there is no end to the ways in which a damaged pickle fails
+            is_refusal = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
+            if is_refusal and what_else(self.path) is None:
+                line = next(line for line in str(error).splitlines() if "GLOBAL" in line)
+                raise CheckpointError(
+                    f"{self.path} was refused, as loading it would run code that it holds: "
+                    f"{line.strip()} Weights need no code; use a safetensors version of the "
+                    "checkpoint, or get it from a source that you trust."
+                ) from error
+            raise self._unreadable(str(error).partition(". ")[0]) from error
+        if not isinstance(values, dict):
+            raise CheckpointError(
+                f"{self.path} holds a {type(values).__name__}, not a table of named tensors. "
+                "Save the model's state_dict() instead."
+            )
+        return values
+
+    def _damaged_part(self) -> str | None:
+        """Return the first part of the file that differs from the checksum stored with it."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                if not any(entry.CRC for entry in archive.infolist()):
+                    return None  # written with PyTorch's checksums switched off
+                return archive.testzip()
+        except Exception as error:  # a damaged directory makes zipfile fail in many ways
+            raise self._unreadable(str(error)) from error
+
+    def _tensors_in(self, part: str) -> str:
+        """Name the tensors that are stored in one part of the file."""
+        storages: dict[int, list[str]] = {}
+        for name, tensor in self._tensors.items():
+            storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(repr(name))
+        # torch.save numbers the storages in the order in which it meets them.
+        number = int(part.rpartition("/data/")[2])
+        named = list(storages.values())[number] if number < len(storages) else [repr(part)]
+        return listing(named)
+
+    def _corrupted(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: {what} is corrupted (its checksum does not match). {_AGAIN}"
+        )
+
+    def _unreadable(self, message: str) -> CheckpointError:
+        reason = what_else(self.path) or (
+            f"{message or 'it ends too early'}; the file is cut short or damaged"
+        )
+        return CheckpointError(f"{self.path} cannot be read: {reason}. {_AGAIN}")
+
+    def names(self) -> list[str]:
+        """Return the stored tensor names."""
+        return list(self._tensors)
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return shape and dtype of a stored tensor."""
+        tensor = self._tensors[name]
+        return TensorSpec(tuple(tensor.shape), tensor.dtype if tensor.is_floating_point() else None)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a stored tensor; mapped from the file if that is a zip file."""
+        return self._tensors[name].detach()
+
+
+class Weights:
+    """A checkpoint's tensors by canonical name, with at most one file open at a time.
+
+    Attributes:
+        layout: Where the tensors come from.
+        specs: Canonical name -> shape and dtype, in the order of the files.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.specs: dict[str, TensorSpec] = {}
+        self._where: dict[str, tuple[Path, str]] = {}
+        self._verified: set[Path] = set()
+        self._open: tuple[Path, TensorFile] | None = None
+        for path in layout.files:
+            self._read_names(path)
+        self._check_index()
+
+    def _read_names(self, path: Path) -> None:
+        file = self._file(path)
+        for stored in file.names():
+            name = canonical(stored)
+            if name is None:
+                continue
+            if (
+                self.layout.weight_map
+                and self.layout.weight_map.get(stored, path.name) != path.name
+            ):
+                continue  # a copy in a shard that the index does not point to
+            if name in self._where:
+                other, other_stored = self._where[name]
+                raise CheckpointError(
+                    f"{path}: {stored!r} is the same tensor as {other_stored!r} in {other.name}. "
+                    "Remove one of them; optlens cannot know which is right."
+                )
+            self._where[name] = (path, stored)
+            self.specs[name] = file.spec(stored)
+
+    def _check_index(self) -> None:
+        for stored, file in (self.layout.weight_map or {}).items():
+            name = canonical(stored)
+            if name is not None and name not in self._where:
+                raise CheckpointError(
+                    f"{self.layout.folder / file}: {stored!r} is missing, although the index says "
+                    "that it is there. Index and weight files come from different saves; download "
+                    "all of them again."
+                )
+
+    def _file(self, path: Path) -> TensorFile:
+        if self._open is None or self._open[0] != path:
+            self._open = None  # close the other file before opening this one
+            if self.layout.format == "safetensors":
+                self._open = (path, SafetensorsFile(path))
+            else:
+                self._open = (path, TorchFile(path, verify=path not in self._verified))
+                self._verified.add(path)
+        return self._open[1]
+
+    def where(self, name: str) -> str:
+        """Return file and stored name of a tensor, for a message."""
+        path, stored = self._where[name]
+        return f"{path}: {stored!r}"
+
+    def stored_name(self, name: str) -> str:
+        """Return a tensor's name as its file spells it."""
+        return self._where[name][1]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor by its canonical name, on the CPU, in its stored dtype."""
+        path, stored = self._where[name]
+        return self._file(path).tensor(stored)
+
+    def by_file(self, names: list[str]) -> list[str]:
+        """Return `names` sorted so that every file is opened once."""
+        order = {path: number for number, path in enumerate(self.layout.files)}
+        return sorted(names, key=lambda name: order[self._where[name][0]])
+
+    def release(self) -> None:
+        """Let go of the open file's pages, where opening it again costs little."""
+        if self._open is not None and self._open[1].mapped:
+            self._open = None

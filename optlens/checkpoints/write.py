@@ -1,0 +1,217 @@
+"""Saving a model as a folder in Hugging Face format, which transformers and optlens read.
+
+Parameter names are the checkpoint's already, so saving is writing them down: `config.json`,
+safetensors (in shards with an index if they are large), `generation_config.json` and the
+tokenizer's files. A tied unembedding is written once, as the embedding. Nothing in the folder
+changes before all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optlens.checkpoints.empty import empty_model
+from optlens.checkpoints.errors import CheckpointError, listing
+from optlens.checkpoints.layout import (
+    CONFIG,
+    GENERATION_CONFIG,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+)
+from optlens.checkpoints.matching import HEAD
+from optlens.checkpoints.safetensors_file import write_safetensors
+from optlens.checkpoints.staging import commit, staging_folder
+from optlens.config import OPTConfig
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_OTHER_WEIGHTS = re.compile(r"pytorch_model.*\.bin|tf_model.*\.h5|flax_model.*\.msgpack")
+_ADVICE = {
+    errno.ENOSPC: "The disk is full; free {size} there, or save to another disk.",
+    errno.EDQUOT: "Your quota is used up; free {size} there, or save to another disk.",
+    errno.EROFS: "That file system is read-only; save to another folder.",
+    errno.EACCES: "You may not write there; save to another folder.",
+    errno.EPERM: "You may not write there; save to another folder.",
+    errno.ENOTDIR: "A part of that path is a file; save to another folder.",
+    errno.EEXIST: "That is a file; name a folder.",
+}
+
+
+def save_model(
+    model: nn.Module, folder: str | os.PathLike, max_shard_size: int | str = "5GB"
+) -> None:
+    """Write a checkpoint folder.
+
+    An earlier checkpoint in the folder is replaced, all of it or, if anything fails, none of it;
+    weights of its own in other formats (`.bin`) stay, with a warning.
+
+    Args:
+        model: `OPTForCausalLM` or `OPTModel`; its `tokenizer`, if it has one, is saved with it.
+        folder: Where to write; made if it does not exist.
+        max_shard_size: Bytes in one weight file, as a number or like "500MB"; a larger tensor gets
+            a file of its own.
+
+    Raises:
+        CheckpointError: If the folder cannot be written (a full disk, no permission), or the
+            model is not one that a checkpoint can hold. Nothing has changed then.
+
+    Example:
+        >>> model.save_pretrained("my-opt")  # doctest: +SKIP
+    """
+    target = Path(folder).expanduser()
+    limit = _parse_size(max_shard_size)
+    tensors, config = _contents(model)
+    shards = _split(tensors, limit)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        with staging_folder(target) as staging:
+            _check_room(target, size)
+            _write(model, config, shards, staging)
+            if (target / GENERATION_CONFIG).exists():  # the user's own, which this knows less than
+                (staging / GENERATION_CONFIG).unlink(missing_ok=True)
+            _commit(staging, target)
+    except OSError as error:
+        advice = _ADVICE.get(error.errno, "").format(size=f"{size / 1e9:.2f} GB")
+        raise CheckpointError(
+            f"The model could not be saved to {target}: {error.strerror or error}. {advice} "
+            "Nothing was changed: what was there is as it was."
+        ) from error
+    others = sorted(e.name for e in target.iterdir() if _OTHER_WEIGHTS.fullmatch(e.name))
+    if others:
+        warnings.warn(
+            f"{target} still holds other weights from before ({listing(others)}). {SAFETENSORS} is "
+            "read before them; remove them if they are not needed.",
+            stacklevel=3,
+        )
+
+
+def _contents(model: nn.Module) -> tuple[dict[str, Tensor], OPTConfig]:
+    """Return the parameters by name, each once, and a config that is true of them."""
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    config = copy.copy(model.config)
+    if hasattr(model, "lm_head"):
+        config.tie_word_embeddings = HEAD not in tensors
+    empty = empty_model(_optlens_class(model), config)
+    expected = {name: parameter.shape for name, parameter in empty.named_parameters()}
+    extra = [name for name in tensors if name not in expected]
+    missing = [name for name in expected if name not in tensors]
+    if extra or missing:
+        raise CheckpointError(
+            "This model is not an OPT that a checkpoint can hold: it has "
+            f"{listing(extra) if extra else 'no further tensors'} and lacks "
+            f"{listing(missing) if missing else 'none'}. Merge adapters and remove "
+            "parametrisations before saving."
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{name} has shape {list(tensors[name].shape)}, but the model's config says "
+                f"{list(shape)}. Set the fields of model.config to what the model is."
+            )
+        if tensors[name].is_meta:
+            raise CheckpointError(f"{name} has no values (it is on the meta device).")
+    return tensors, config
+
+
+def _optlens_class(model: nn.Module) -> type[nn.Module]:
+    """Return the class of optlens that `model` is, were it a subclass of the user's."""
+    return next(cls for cls in type(model).__mro__ if cls.__module__.startswith("optlens."))
+
+
+def _write(
+    model: nn.Module, config: OPTConfig, shards: list[dict[str, Tensor]], staging: Path
+) -> None:
+    """Write all files of the checkpoint into the staging folder."""
+    names = [SAFETENSORS]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(staging / SAFETENSORS_INDEX, index)
+    for name, shard in zip(names, shards, strict=True):
+        specs = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in shard.items()}
+        write_safetensors(staging / name, specs, shard.__getitem__)
+    if hasattr(model, "lm_head"):
+        _write_json(staging / GENERATION_CONFIG, _generation_config(config))
+    if model.tokenizer is not None:
+        model.tokenizer.save(staging)
+    stored = next(iter(shards[0].values())).dtype
+    _write_json(staging / CONFIG, _config_values(model, config, stored))
+
+
+def _config_values(model: nn.Module, config: OPTConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the contents of config.json, with the facts that changed since it was read."""
+    values = config.to_dict()
+    # Both spellings are in use; what the weights were before must not be read back as what they are.
+    values.pop("dtype", None)
+    values["torch_dtype"] = str(dtype).removeprefix("torch.")
+    values["architectures"] = [_optlens_class(model).__name__]
+    return values
+
+
+def _generation_config(config: OPTConfig) -> dict[str, Any]:
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {"_from_model_config": True, **{name: getattr(config, name) for name in ids}}
+
+
+def _commit(staging: Path, target: Path) -> None:
+    """Put the staged files in place, and take away what they replace under other names."""
+    staged = {entry.name for entry in staging.iterdir()}
+    last = [name for name in (SAFETENSORS_INDEX, CONFIG) if name in staged]
+    weights = sorted(name for name in staged if name.endswith(".safetensors"))
+    rest = sorted(staged.difference(weights, last))
+    earlier = {SAFETENSORS, SAFETENSORS_INDEX}
+    stale = sorted(
+        entry.name
+        for entry in target.iterdir()
+        if entry.name not in staged and (entry.name in earlier or _SHARD.fullmatch(entry.name))
+    )
+    commit(staging, target, [*weights, *rest, *last], stale)
+
+
+def _split(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Distribute tensors, in order, over files of at most `limit` bytes."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < needed:  # some network file systems report 0 for both
+        raise OSError(
+            errno.ENOSPC, f"{needed / 1e9:.2f} GB are needed, {usage.free / 1e9:.2f} GB are free"
+        )
+
+
+def _parse_size(size: int | str) -> int:
+    """Return a number of bytes; "5GB" are 5 * 10**9."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?B)", str(size).upper())
+    n_bytes = size if isinstance(size, int) else found and float(found[1]) * _UNITS[found[2]]
+    if not n_bytes or n_bytes < 1:
+        raise ValueError(f'max_shard_size={size!r} is no size; give bytes, or a text like "500MB".')
+    return int(n_bytes)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
