@@ -1,0 +1,232 @@
+"""The command line: `optlens record PROMPT` and `optlens lab`.
+
+What a command finds goes to standard output, what it is doing to standard error. A wrong argument,
+prompt or file ends it with one message and status 2, anything unexpected with status 1; nobody is
+shown a traceback.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optlens
+
+if TYPE_CHECKING:
+    from optlens.recording import Recording
+    from optlens.report.facts import Facts
+
+DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
+PAGE = "recording.html"
+
+# What wrong input, files and machines raise; each of these says what to do about it.
+EXPECTED = (ValueError, OSError, LookupError, MemoryError, RuntimeError, ArithmeticError)
+
+EXAMPLES = """\
+examples:
+  optlens record "When Mary and John went to the store, John gave a drink to"
+  optlens record "The capital of France is" --model facebook/opt-125m --html france.html
+  optlens record "one two three one two" --json > record.json
+  optlens lab
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: the words after `optlens`; those of the process by default.
+
+    Example:
+        >>> main(["--version"])
+        Traceback (most recent call last):
+        SystemExit: 0
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status = options.run(options)
+        sys.stdout.flush()  # a closed pipe shows here, not when Python ends
+        return status
+    except KeyboardInterrupt:
+        print("optlens: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the one place where an error becomes a sentence
+        expected = isinstance(error, EXPECTED)
+        message = str(error) or type(error).__name__
+        if not expected:
+            message = f"unexpected {type(error).__name__}: {message}"
+        print(f"optlens: {message}", file=sys.stderr)
+        return 2 if expected else 1
+
+
+def record(options: argparse.Namespace) -> int:
+    """Record a prompt; print the logit lens, write the page and whatever else was asked for."""
+    from optlens.report import write_html
+    from optlens.report.facts import gather
+
+    if options.top_k < 1:
+        raise ValueError(f"--top-k {options.top_k}: ask for at least one token")
+    page = _page_path(options)
+    for path in filter(None, (page, options.save)):
+        if not Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: its folder does not exist; create it")
+    prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
+    if not prompt:
+        raise ValueError("the prompt is empty: give some text, in quotes")
+    with _step(f"loading {options.model or 'the embedded demo model'}"):
+        model = optlens.load(options.model, device=options.device, dtype=options.dtype)
+    with _step("recording"):
+        recording = model.record(prompt)
+        (facts,) = gather(recording, options.top_k)
+    if options.save:
+        with _step(f"saving {options.save}"):
+            recording.save(options.save)
+    if page:
+        with _step(f"writing {page}"):
+            write_html(recording, page, options.top_k)
+    if options.json:
+        print(json.dumps(as_json(recording, facts, options.model, page, options.save), indent=1))
+    else:
+        _print_table(facts, page, options.save)
+    return 0
+
+
+def lab(options: argparse.Namespace) -> int:
+    """Open JupyterLab on the notebooks, or on the current folder where there are none."""
+    if find_spec("jupyterlab") is None:
+        raise RuntimeError(
+            "JupyterLab is not installed here; bring it with: pip install 'optlens[notebooks]'"
+        )
+    beside = Path(optlens.__file__).resolve().parents[1] / "notebooks"
+    folder = beside if any(beside.glob("*.ipynb")) else Path.cwd()
+    print(f"optlens: opening JupyterLab on {folder}", file=sys.stderr)
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(folder), *options.rest])
+
+
+def as_json(
+    recording: "Recording", facts: "Facts", model: str | None, page: str | None, saved: str | None
+) -> dict[str, Any]:
+    """Return what `--json` prints: tokens, next tokens, the logit lens, and the files written.
+
+    Args:
+        recording: what was recorded, for its metadata.
+        facts: the same as the page shows it.
+        model: the model as it was asked for; None is the demo.
+        page: where the page was written, if it was.
+        saved: where the recording was saved, if it was.
+    """
+    lens, answer = facts.lens, facts.answer
+    tokens = [
+        {"position": position, "id": number, "text": text}
+        for position, (number, text) in enumerate(zip(facts.ids, facts.tokens, strict=True))
+    ]
+    rows = []
+    for row, name in enumerate(lens.rows):
+        top = [
+            [
+                {"id": int(number), "text": word, "probability": round(float(share), 6)}
+                for number, word, share in zip(*cell, strict=True)
+            ]
+            for cell in zip(lens.ids[row], lens.words[row], lens.probs[row], strict=True)
+        ]
+        rows.append(
+            {
+                "after": name,
+                "top": top,  # [pos][k]
+                "entropy": [round(float(value), 6) for value in lens.entropy[row]],
+                "kl": [round(float(value), 6) for value in lens.kl[row]],
+                "answer_rank": int(answer.row_ranks[row]) + 1,
+                "answer_probability": round(float(answer.row_probs[row]), 6),
+            }
+        )
+    return {
+        "optlens": optlens.__version__,
+        "model": model or "demo",
+        "fingerprint": recording.metadata["fingerprint"],
+        "prompt": facts.prompt,
+        "tokens": tokens,
+        "next": rows[-1]["top"][-1],
+        "logit_lens": rows,
+        "html": page and str(Path(page).absolute()),
+        "saved": saved and str(Path(saved).absolute()),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optlens",
+        description="Look inside Meta's OPT language models.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"optlens {optlens.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "record",
+        help="record a prompt and show its logit lens",
+        description="Run a model on a prompt, print the logit lens, write a page to open in a "
+        "browser: tokens, predictions, attention, residual stream.",
+    )
+    command.set_defaults(run=record)
+    add = command.add_argument
+    add("prompt", metavar="PROMPT", help="the text to run, in quotes; - reads it from input")
+    add("--model", metavar="M", help="checkpoint folder or Hub id (default: the embedded demo)")
+    add("--html", metavar="FILE", help=f"where to write the page (default: {PAGE})")
+    add("--no-html", action="store_true", help="write no page")
+    add("--save", metavar="FILE", help="keep the recording as a safetensors file")
+    add("--json", action="store_true", help="print JSON alone; a page only with --html")
+    add("--top-k", metavar="K", type=int, default=5, help="guesses to list (default: 5)")
+    add("--device", metavar="D", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--dtype", metavar="T", default="auto", choices=DTYPES, help=", ".join(DTYPES))
+
+    command = commands.add_parser(
+        "lab",
+        help="open JupyterLab on the notebooks",
+        description="Open JupyterLab on the notebooks. Words after -- go to JupyterLab.",
+    )
+    command.set_defaults(run=lab)
+    command.add_argument("rest", nargs="*", metavar="-- OPTION", help="options for JupyterLab")
+    return parser
+
+
+def _page_path(options: argparse.Namespace) -> str | None:
+    """Return where the page goes; None for nowhere."""
+    if options.no_html and options.html:
+        raise ValueError("--html and --no-html exclude each other")
+    if options.no_html or (options.json and not options.html):
+        return None
+    return options.html or PAGE
+
+
+def _print_table(facts: "Facts", page: str | None, saved: str | None) -> None:
+    from optlens.report.terminal import text_of
+
+    width = max(shutil.get_terminal_size((80, 24)).columns, 40)
+    # https://no-color.org: any value that is not empty turns colour off
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(text_of(facts, width, color, sys.stdout.encoding or "ascii"))
+    if saved:
+        print(f"Recording: {Path(saved).absolute()}")
+    if page:
+        print(f"Page:      {Path(page).absolute()}")
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Say what is being done, and afterwards how long it took."""
+    print(f"optlens: {what} ...", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"optlens: {what}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
