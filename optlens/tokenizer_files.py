@@ -245,16 +245,17 @@ def write_folder(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -
     Raises:
         OSError: If the folder cannot be written, naming it; no partial file is left.
     """
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    state = json.loads(tokenizer.to_str())
+    front = Tokenizer(models.BPE())
+    front.post_processor = processors.ByteLevel(trim_offsets=False)
     if settings["add_bos_token"]:
         bos = settings["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
+        front.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"],
             pair=[bos, "$A", bos, "$B"],
             special_tokens=[(bos, tokenizer.token_to_id(bos))],
         )
-    state = json.loads(tokenizer.to_str())
+    state["post_processor"] = json.loads(front.to_str())["post_processor"]
     splitter = state["pre_tokenizer"] or {}
     plain = splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
     # transformers rebuilds a GPT2Tokenizer from the vocabulary and merges alone; any other way of
@@ -269,7 +270,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -
     merges = ["#version: 0.2", *map(_merge_line, state["model"]["merges"])]
     special = {key: config[key] for key in _OPT_TOKENS if config.get(key)}
     contents = {
-        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer.json": json.dumps(state, ensure_ascii=False),
         "vocab.json": json.dumps(vocab, ensure_ascii=False),
         "merges.txt": "\n".join(merges) + "\n",
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",

@@ -22,7 +22,7 @@ PADDED = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
 REAL = PADDED.bool()
 
 
-# --- random configurations, masks and chunks -------------------------------------------------------------------------
+# --- random configurations, masks and chunks ----------------------------------------------------------------------------
 
 
 @st.composite
@@ -146,7 +146,7 @@ def test_base_model_equals_transformers(config, run, seed):
         assert_near(mine[run.real], other[run.real])
 
 
-# --- half precision --------------------------------------------------------------------------------------------------
+# --- half precision -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["fused", "explicit"])
@@ -171,7 +171,7 @@ def test_bfloat16_is_as_exact_as_transformers(variant, path):
     assert 0.5 < ratio < 1.5
 
 
-# --- what a call may ask for -----------------------------------------------------------------------------------------
+# --- what passes on the way ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mask", [None, PADDED], ids=["no padding", "padding"])
@@ -211,152 +211,6 @@ def test_hidden_states_end_with_what_the_unembedding_reads(variant):
     torch.testing.assert_close(model.lm_head(out.hidden_states[-1]), out.logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@torch.no_grad()
-def test_loss_over_labels_equals_transformers(dtype):
-    """Which takes the softmax in float32 whatever the logits are; ours of float64 logits is float64."""
-    model = random_model(tiny_config(), dtype)
-    labels = IDS.masked_fill(PADDED == 0, -100)
-    labels[1, 3] = -100
-    ours = model(IDS, attention_mask=PADDED, labels=labels).loss
-    theirs = twin_of(model)(IDS, attention_mask=PADDED, labels=labels).loss
-    assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    # bfloat16 logits differ by 2**-8 of themselves, and the loss is a mean of 9 of them
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-6
-    torch.testing.assert_close(ours.float(), theirs, rtol=tolerance, atol=0)
-
-
-@torch.no_grad()
-def test_losses_agree():
-    model = random_model(tiny_config(), torch.float64)
-    logits = model(IDS).logits
-    log_probs = logits.log_softmax(-1)[:, :-1].gather(-1, IDS[:, 1:, None])[..., 0]
-    loss = -log_probs.mean()
-    torch.testing.assert_close(model(IDS, labels=IDS).loss, loss)
-    torch.testing.assert_close(model(IDS, return_type="loss"), loss)
-    torch.testing.assert_close(model.loss(IDS), loss)
-    torch.testing.assert_close(model.loss_fn(logits, IDS), loss)
-    torch.testing.assert_close(model.loss_fn(model(IDS), IDS), loss)
-    torch.testing.assert_close(model.loss(IDS, per_token=True), -log_probs)
-    both = model(IDS, return_type="both")
-    torch.testing.assert_close(both, (logits, loss))
-    torch.testing.assert_close(model(IDS, return_type="logits"), logits)
-    # labels given beside return_type are what the loss is about
-    halved = IDS.masked_fill(torch.arange(7) > 3, -100)
-    expected = -log_probs[:, :3].mean()
-    torch.testing.assert_close(model(IDS, labels=halved, return_type="loss"), expected)
-
-
-@torch.no_grad()
-def test_padding_does_not_count_in_the_loss():
-    model = random_model(tiny_config(), torch.float64)
-    alone = [model.loss(row[real], per_token=True)[0] for row, real in zip(IDS, REAL, strict=True)]
-    expected = torch.cat(alone).mean()
-    torch.testing.assert_close(model.loss(IDS, attention_mask=PADDED), expected)
-    torch.testing.assert_close(model(IDS, attention_mask=PADDED, return_type="loss"), expected)
-    labels = IDS.masked_fill(PADDED == 0, -100)
-    labels[0, 2] = -100  # the first real token of the left-padded prompt has nothing real before it
-    torch.testing.assert_close(model(IDS, attention_mask=PADDED, labels=labels).loss, expected)
-    per_token = model.loss(IDS, attention_mask=PADDED, per_token=True)
-    assert per_token.shape == (2, 6)
-    torch.testing.assert_close(per_token[0], torch.cat([torch.zeros(2).double(), alone[0]]))
-    torch.testing.assert_close(per_token[1], torch.cat([alone[1], torch.zeros(2).double()]))
-
-
-@torch.no_grad()
-def test_loss_of_a_continuation_counts_its_own_tokens():
-    model = random_model(tiny_config(), torch.float64)
-    left = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
-    per_token = model.loss(IDS, attention_mask=left, per_token=True)
-    past = model(IDS[:, :3], attention_mask=left[:, :3]).past_key_values
-    loss = model(IDS[:, 3:], attention_mask=left, past_key_values=past, return_type="loss")
-    torch.testing.assert_close(loss, per_token[:, 3:].mean())
-
-
-@pytest.mark.parametrize(
-    "keep",
-    [0, 1, 3, 7, 9, torch.tensor([0, 5]), torch.tensor([-1]), torch.tensor([[6, 1], [4, 4]])],
-    ids=str,
-)
-@torch.no_grad()
-def test_logits_to_keep_equals_transformers(keep):
-    model = random_model(tiny_config(), torch.float64)
-    ours = model(IDS, logits_to_keep=keep).logits
-    theirs = twin_of(model)(IDS, logits_to_keep=keep).logits
-    assert ours.shape == theirs.shape
-    assert_near(ours, theirs)
-
-
-@torch.no_grad()
-def test_logits_to_keep_computes_no_others(monkeypatch):
-    model = random_model(tiny_config())
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape))
-    model(IDS, logits_to_keep=1)
-    model(IDS, stop_at_layer=2)
-    assert seen == [(2, 1, 101)]
-
-
-@torch.no_grad()
-def test_inputs_embeds_stand_before_the_projection(variant):
-    model = random_model(tiny_config(**variant), torch.float64)
-    embeds = torch.randn(2, 7, model.config.word_embed_proj_dim).double()
-    options = {"inputs_embeds": embeds, "attention_mask": PADDED}
-    assert_near(model(**options).logits[REAL], twin_of(model)(**options).logits[REAL])
-    same = model(inputs_embeds=model.decoder.embed_tokens(IDS)).logits
-    torch.testing.assert_close(same, model(IDS).logits, rtol=0, atol=0)
-
-
-@torch.no_grad()
-def test_position_ids_equal_transformers():
-    model = random_model(tiny_config(), torch.float64)
-    twin = twin_of(model)
-    rows = torch.tensor([[0, 3, 9, 10, 63, 62, 0], [6, 5, 4, 3, 2, 1, -1]])
-    assert_near(model(IDS, position_ids=rows).logits, twin(IDS, position_ids=rows).logits)
-    for shape in (rows[:1], rows[0]):
-        theirs = twin(IDS, position_ids=rows[:1].expand(2, -1)).logits
-        assert_near(model(IDS, position_ids=shape).logits, theirs)
-    shifted = model(IDS, position_ids=rows[:1] + 0 * IDS, attention_mask=PADDED).logits
-    theirs = twin(IDS, position_ids=rows[:1] + 0 * IDS, attention_mask=PADDED).logits
-    assert_near(shifted[REAL], theirs[REAL])
-
-
-@torch.no_grad()
-def test_use_cache_follows_the_config_unless_said():
-    for by_default in (True, False):
-        model = random_model(tiny_config(use_cache=by_default))
-        assert (model(IDS).past_key_values is not None) == by_default
-        assert model(IDS, use_cache=False).past_key_values is None
-        assert model(IDS, use_cache=True).past_key_values.get_seq_length() == 7
-        assert model.model(IDS, use_cache=True).past_key_values.get_seq_length() == 7
-
-
-@torch.no_grad()
-def test_one_prompt_needs_no_batch_axis():
-    model = random_model(tiny_config())
-    torch.testing.assert_close(model(IDS[0]).logits, model(IDS[:1]).logits, rtol=0, atol=0)
-    for dtype in (torch.int32, torch.int16, torch.uint8):
-        torch.testing.assert_close(model(IDS.to(dtype)).logits, model(IDS).logits, rtol=0, atol=0)
-
-
-@torch.no_grad()
-def test_output_reads_as_transformers_output_does():
-    model = random_model(tiny_config())
-    asked = {"output_attentions": True, "output_hidden_states": True, "labels": IDS}
-    ours, theirs = model(IDS, **asked), twin_of(model, "eager")(IDS, **asked)
-    assert len(ours.to_tuple()) == len(theirs.to_tuple()) == 5
-    for name in theirs.keys():  # noqa: SIM118
-        assert ours[name] is getattr(ours, name)
-    assert ours[0] is ours.loss and ours[1] is ours.logits and ours[-1] is ours.attentions
-    assert model(IDS, use_cache=False)[0].shape == (2, 7, 101)  # what is None does not count
-    torch.testing.assert_close(ours[0, -1], ours.logits[0, -1])
-    torch.testing.assert_close(ours[:, -1, IDS[0]], ours.logits[:, -1, IDS[0]])
-    torch.testing.assert_close(ours[..., 3], ours.logits[..., 3])
-    base = model.model(IDS)
-    assert base[0] is base.last_hidden_state
-    torch.testing.assert_close(base[0, -1], base.last_hidden_state[0, -1])
-
-
 @torch.no_grad()
 def test_causality():
     """What comes later changes nothing before it."""
@@ -366,7 +220,7 @@ def test_causality():
     assert_near(model(IDS).logits[:, :5], model(other).logits[:, :5])
 
 
-# --- the network as it is made ---------------------------------------------------------------------------------------
+# --- the network as it is made ------------------------------------------------------------------------------------------
 
 
 def test_parameters_have_transformers_names_and_shapes(variant):
@@ -429,7 +283,7 @@ def test_shapes_can_be_rehearsed_without_numbers():
     assert out.attentions[1].shape == (2, 4, 7, 7)
 
 
-# --- running a part --------------------------------------------------------------------------------------------------
+# --- running a part -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -476,7 +330,7 @@ def test_blocks_not_asked_for_do_not_run():
     assert ran == [0, 1, 2]
 
 
-# --- the true shapes -------------------------------------------------------------------------------------------------
+# --- the true shapes ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", ["125m", "350m"])

@@ -57,7 +57,9 @@ def test_half_precision_keeps_its_dtype():
         model = on_fake_gpu(VARIANTS["pre_ln"], torch.float16)
         tokens = torch.ones(1, 5, dtype=torch.long, device="cuda:0")
         logits, cache = model.run_with_cache(tokens)
-    assert logits.dtype == cache["pattern", 0].dtype == cache["resid_post", 1].dtype == torch.float16
+    assert (
+        logits.dtype == cache["pattern", 0].dtype == cache["resid_post", 1].dtype == torch.float16
+    )
     assert cache["scale", 0, "ln1"].dtype == cache["normalized", 0, "ln1"].dtype == torch.float32
 
 

@@ -72,7 +72,8 @@ PLAIN = pre_tokenizers.ByteLevel(add_prefix_space=False)
 SPLITS = {
     "plain": PLAIN,
     "prefix": pre_tokenizers.ByteLevel(add_prefix_space=True),
-    "digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), PLAIN]),
+    # cuts " cat" in two, though the vocabulary has it as one token
+    "own": pre_tokenizers.Sequence([pre_tokenizers.Split(" ", behavior="isolated"), PLAIN]),
 }
 
 
@@ -90,6 +91,24 @@ def test_transformers_reads_what_we_save(tmp_path, model_type, add_bos, split):
         assert loaded(text)["input_ids"] == tokenizer.encode(text) == again.encode(text)
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (2, 2, 1)
     assert again.add_bos_token is add_bos
+
+
+def test_a_template_is_not_saved_where_nothing_goes_in_front(tmp_path):
+    backend = tiny_backend()
+    backend.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", 2)]
+    )
+    tokenizer = OPTTokenizer.from_tokenizers(backend, add_bos_token=False)
+    tokenizer.save(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded("the cat")["input_ids"] == tokenizer.encode("the cat")
+    assert tokenizer.encode("the cat")[0] != 2
+
+
+def test_a_space_in_front_if_the_settings_ask_for_it(tiny_folder):
+    write_json(tiny_folder, "tokenizer_config.json", {**OPT_SETTINGS, "add_prefix_space": True})
+    read, loaded = both(tiny_folder)
+    assert read.encode("cat") == loaded("cat")["input_ids"] == [2, read.single_token(" cat")]
 
 
 def test_settings_that_mean_nothing_to_us_are_written_back(tiny_folder, tmp_path):
