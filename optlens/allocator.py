@@ -40,7 +40,7 @@ def reserve(n_bytes: int) -> None:
     enough already, this takes microseconds.
 
     Args:
-        n_bytes: The bytes of all tensors to come, together.
+        n_bytes: The bytes of all tensors to be kept, together.
 
     Example:
         >>> reserve(100 * 1024**2)
@@ -48,7 +48,8 @@ def reserve(n_bytes: int) -> None:
     libc = _glibc()
     if libc is None or n_bytes < WORTH_IT:
         return
-    n_bytes = min(n_bytes, _keep_freed_memory() - WORTH_IT)  # free() gives back a larger block
+    # Room for what the run needs besides. Beyond the limit, free() would give the block back at once.
+    n_bytes = min(n_bytes + n_bytes // 4, _keep_freed_memory() - WORTH_IT)
     # Without M_MMAP_MAX=0 a block this large would be a mapping of its own, unmapped by free().
     # So it is cut from the heap, and stays there, on top, when it is freed.
     libc.mallopt(M_MMAP_MAX, 0)

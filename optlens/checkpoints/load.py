@@ -32,7 +32,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # After so many bytes of converted tensors the file's own pages are given back. That is less than
 # the largest tensor of any published OPT, so the peak stays at "weights and one tensor".
-_RELEASE_BYTES = 32 * 2**20
+_RELEASE_BYTES = 16 * 2**20
 # A folder with one of these means to have a tokenizer.
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
 

@@ -56,21 +56,20 @@ def commit(staging: Path, target: Path, names: Sequence[str], stale: Sequence[st
     """
     replaced = staging / "replaced"
     replaced.mkdir()
-    touched: list[str] = []
+    placed: list[str] = []
     try:
         for name in names:
-            touched.append(name)
+            placed.append(name)
             _keep(target / name, replaced / name)
             os.replace(staging / name, target / name)
         for name in stale:
-            touched.append(name)
             os.replace(target / name, replaced / name)
     except BaseException:
-        for name in reversed(touched):
-            if os.path.lexists(replaced / name):
-                os.replace(replaced / name, target / name)
-            elif not os.path.lexists(staging / name):  # placed where there was nothing before
-                (target / name).unlink(missing_ok=True)
+        for name in placed:
+            if not os.path.lexists(replaced / name) and not os.path.lexists(staging / name):
+                (target / name).unlink(missing_ok=True)  # there was nothing before
+        for backup in list(replaced.iterdir()):
+            os.replace(backup, target / backup.name)
         raise
 
 

@@ -1,0 +1,53 @@
+"""The README keeps its word: its code runs, its commands exist, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from optlens import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def test_the_python_block_runs_and_shows_something(tmp_path, monkeypatch, capsys):
+    (code,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    rows = len(names["lens"].labels)
+    assert printed.count("\n") == 2 + rows + 1
+    assert (tmp_path / "recording.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert (names["logits"][0] - names["rec"].logits).abs().max() > 0
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"\bmake (?:[A-Z]+=\S+ )?(\w+)", "\n".join(blocks("sh")) + TEXT)
+    assert {"demo", "test", "lab"} <= set(named)
+    for target in {"demo", "test", "lab"}:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize(
+    "line", [line for block in blocks("sh") for line in block.splitlines() if "optlens " in line]
+)
+def test_command_lines_are_understood(line):
+    program, *arguments = shlex.split(line, comments=True)
+    assert program == "optlens"
+    options = cli._parser().parse_args(arguments)
+    assert options.prompt
+
+
+def test_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    assert len(links) >= 4
+    for link in links:
+        assert (ROOT / link).exists(), link
