@@ -3,8 +3,8 @@
     python benchmarks/recording.py            # everything
     python benchmarks/recording.py --skip-fresh
 
-One random float32 model of 125m's shapes, the same weights everywhere. "Warm" means that the memory
-of the recording before, which was dropped, can be used again: a notebook's second recording. "Fresh"
+One random float32 model of 125m's shapes, the same weights everywhere. "Warm" means a
+second and later recording of a process, the one before it dropped, as when a notebook's cell is run again. "Fresh"
 is the first recording of a process, measured in a process of its own, with its page faults. On a
 virtual machine even the first touch of a free page can be dear, because the host has to find it
 first; so fresh memory is also measured right after that price was paid ("free pages at hand").
@@ -18,7 +18,6 @@ import mmap
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,9 +54,9 @@ def peer(model: optlens.OPTForCausalLM) -> Any:
     )
 
 
-def warm_rows(model: optlens.OPTForCausalLM, pairs: int, with_peer: bool) -> list[Row]:
-    """Compare recordings that reuse the memory of the one before."""
-    bridge = peer(model) if with_peer else None
+def warm_rows(pairs: int) -> list[Row]:
+    """Compare recordings that reuse the memory of the one before with plain forwards."""
+    model = true_shape_model()
     rows = []
     for pos in LENGTHS:
         tokens = random_tokens(1, pos)
@@ -71,34 +70,64 @@ def warm_rows(model: optlens.OPTForCausalLM, pairs: int, with_peer: bool) -> lis
         def residual(tokens: torch.Tensor = tokens) -> Any:
             return model.record(tokens, what=("residual",))
 
-        size = f"1 x {pos}"
-        rows.append(
-            alternate(
-                f"all default hooks, {size}", "plain forward", everything, plain, LIMIT_ALL, pairs
-            )
-        )
-        rows.append(
-            alternate(
-                f"residual stream, {size}", "plain forward", residual, plain, LIMIT_RESIDUAL, pairs
-            )
-        )
-        if bridge is not None:
-            rows.append(against_peer(bridge, tokens, everything, pairs))
+        for what, run, limit in (
+            ("all default hooks", everything, LIMIT_ALL),
+            ("residual stream", residual, LIMIT_RESIDUAL),
+        ):
+            rows.append(alternate(f"{what}, 1 x {pos}", "plain forward", run, plain, limit, pairs))
     return rows
 
 
-def against_peer(
-    bridge: Any, tokens: torch.Tensor, everything: Callable[[], Any], pairs: int
-) -> Row:
-    """Compare with the bridge's `run_with_cache`."""
-    return alternate(
-        f"all default hooks, 1 x {tokens.shape[1]}",
-        "TransformerLens 4.3, same",
-        everything,
-        lambda: bridge.run_with_cache(tokens),
-        LIMIT_PEER,
-        pairs,
-    )
+def peer_rows(pairs: int) -> list[Row]:
+    """Compare with the bridge's `run_with_cache`, each library in a process of its own.
+
+    One process would lend TransformerLens the allocator settings of optlens, which hold for a whole
+    process and which its users do not have. The two processes work in turn, never at once.
+    """
+    workers = {name: worker(name) for name in ("optlens", "transformer_lens")}
+    rows = []
+    for pos in LENGTHS:
+        for _ in range(3):  # warm up
+            for process in workers.values():
+                ask(process, pos)
+        samples = []
+        for pair in range(pairs):
+            order = list(workers) if pair % 2 else list(workers)[::-1]
+            times = {name: ask(workers[name], pos) for name in order}
+            samples.append((times["optlens"][0], times["transformer_lens"][0], times["optlens"][1]))
+        what = f"all default hooks, 1 x {pos}"
+        rows.append(summarise(what, "TransformerLens 4.3, same", samples, LIMIT_PEER))
+    for process in workers.values():
+        process.stdin.close()
+        process.wait()
+    return rows
+
+
+def worker(library: str) -> subprocess.Popen:
+    """Start a process that records when asked."""
+    command = [sys.executable, __file__, "--serve", library]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen, pos: int) -> tuple[float, int]:
+    """Have a worker record `pos` tokens; return its seconds and page faults."""
+    process.stdin.write(f"{pos}\n")
+    process.stdin.flush()
+    seconds, faults = json.loads(process.stdout.readline())
+    return seconds, faults
+
+
+def serve(library: str) -> None:
+    """Record once for every length read, and print seconds and page faults."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not look like answers
+    model = true_shape_model()
+    recorder = model if library == "optlens" else peer(model)
+    for line in sys.stdin:
+        tokens = random_tokens(1, int(line))
+        print(
+            json.dumps(clock(lambda tokens=tokens: recorder.run_with_cache(tokens))), file=answers
+        )
+        answers.flush()
 
 
 def fresh_once(pos: int, pages_at_hand: bool) -> tuple[float, float, int]:
@@ -151,6 +180,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=7, help="fresh processes per line")
     parser.add_argument("--skip-fresh", action="store_true", help="leave out the fresh processes")
     parser.add_argument("--skip-peer", action="store_true", help="leave out TransformerLens")
+    parser.add_argument("--serve", metavar="LIBRARY", help=argparse.SUPPRESS)
     parser.add_argument("--once", type=int, metavar="POS", help=argparse.SUPPRESS)
     parser.add_argument("--pages-at-hand", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -158,8 +188,12 @@ def main() -> None:
     if args.once:
         print(json.dumps(fresh_once(args.once, args.pages_at_hand)))
         return
-    rows = fresh_rows(args.processes) if not args.skip_fresh else []
-    rows = warm_rows(true_shape_model(), args.pairs, not args.skip_peer) + rows
+    if args.serve:
+        serve(args.serve)
+        return
+    rows = [] if args.skip_peer else peer_rows(args.pairs)
+    rows += [] if args.skip_fresh else fresh_rows(args.processes)
+    rows = warm_rows(args.pairs) + rows
     publish("recording", rows)
 
 

@@ -41,5 +41,6 @@ if __name__ == "__main__":
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])
     )
+    os.environ["TQDM_DISABLE"] = "1"  # a slow machine shows progress bars, a stored page does not
     for name in sys.argv[1:] or sorted(HERE.glob("*.ipynb")):
         execute(Path(name).resolve())

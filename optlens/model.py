@@ -102,7 +102,8 @@ class OPTAttention(nn.Module):
         k = self.hook_k(self._project(self.k_proj, x_k))
         v = self.hook_v(self._project(self.v_proj, x_v))
         for each in (q, k):  # fused attention reads scores that are all NaN as "sees nothing"
-            checks.finite(each[:1, -1:], f"the queries or keys of block {self.layer}")
+            last = each.narrow(1, each.shape[1] - 1, 1)
+            checks.finite(last, f"the queries or keys of block {self.layer}")
         q, k, v = (q * self.scale).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
@@ -361,7 +362,8 @@ class OPTForCausalLM(OPTBase, LossMethods):
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.lm_head(hidden)
         # a weight that is not finite spoils its logit everywhere, so one position tells
-        checks.finite(logits.reshape(-1, logits.shape[-1])[-1:], "the unembedding")
+        last = logits.narrow(1, logits.shape[1] - 1, 1) if logits.ndim == 3 else logits
+        checks.finite(last, "the unembedding")
         return logits
 
     def forward(

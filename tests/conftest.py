@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from optlens.config import OPTConfig
     from optlens.model import OPTForCausalLM
 
+# Test models are tiny: waking a second thread for a product costs more than it saves.
+torch.set_num_threads(1)
+
 # The one table of tolerances. Use as `torch.testing.assert_close(ours, theirs, **TOL[dtype])`. Values compared are of
 # order 1 to 10 (tiny models with all parameters random), so atol is relative to the largest value in effect.
 TOL: dict[torch.dtype, dict[str, float]] = {

@@ -24,7 +24,12 @@ LAYERS = [
     {"capture"},
     {""},  # the package's own front: `optlens/__init__.py` gathers the public names
     {"report"},
-    {"demo.train", "demo.measure", "demo.fluency", "demo.card"},  # scripts: they run the finished package
+    {
+        "demo.train",
+        "demo.measure",
+        "demo.fluency",
+        "demo.card",
+    },  # scripts: they run the finished package
     {"cli", "__main__"},
 ]
 

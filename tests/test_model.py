@@ -104,7 +104,7 @@ def passes(draw: st.DrawFn) -> Pass:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @given(config=configs(), run=passes(), seed=st.integers(0, 10**6), explicit=st.booleans())
-@examples(150)
+@examples(300)
 @torch.no_grad()
 def test_logits_equal_transformers(dtype, config, run, seed, explicit):
     """Through fused attention, and through the explicit path that recording takes."""
@@ -121,7 +121,7 @@ def test_logits_equal_transformers(dtype, config, run, seed, explicit):
 
 
 @given(config=configs(), run=passes(), seed=st.integers(0, 10**6))
-@examples(60)
+@examples(100)
 @torch.no_grad()
 def test_padding_and_chunks_change_nothing(config, run, seed):
     """The same prompt alone and whole, padded, and in chunks gives the same numbers."""
@@ -133,7 +133,7 @@ def test_padding_and_chunks_change_nothing(config, run, seed):
 
 
 @given(config=configs(), run=passes(), seed=st.integers(0, 10**6))
-@examples(60)
+@examples(100)
 @torch.no_grad()
 def test_base_model_equals_transformers(config, run, seed):
     model = random_model(config, torch.float64, seed).model

@@ -58,7 +58,7 @@ def test_gradients_equal_transformers(variant, mask, explicit):
 
 
 @given(config=configs(), run=passes(), seed=st.integers(0, 10**6), explicit=st.booleans())
-@examples(40)
+@examples(60)
 def test_gradients_of_random_configurations_equal_transformers(config, run, seed, explicit):
     """Of a sum of logits, so that everything is float64."""
     vars(config).update(STILL)
@@ -109,9 +109,10 @@ def test_training_reduces_the_loss(name):
 
 def test_evaluation_mode_is_still():
     model = random_model(tiny_config(dropout=0.5, attention_dropout=0.5, layerdrop=0.5))
-    first, second = model(IDS).logits, model(IDS).logits
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert not model.train()(IDS).logits.equal(first)
+    expected = random_model(tiny_config())(IDS).logits
+    for _ in range(10):
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0)
+    assert not model.train()(IDS).logits.equal(expected)
 
 
 # --- dropout ---------------------------------------------------------------------------------------------------------

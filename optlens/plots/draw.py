@@ -274,6 +274,18 @@ def legible(text: str, longest: int = LONGEST) -> str:
     return "".join(char if _drawable(char) else f"⟨U+{ord(char):04X}⟩" for char in text)
 
 
+def percent(share: float) -> str:
+    """Return a probability for people, never rounded to certainty.
+
+    Example:
+        >>> percent(0.931), percent(0.0001), percent(0.9999)
+        ('93.1 %', '< 0.1 %', '> 99.9 %')
+    """
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
+
+
 @functools.cache
 def families() -> list[str]:
     """Return the fonts to try in turn: matplotlib's own, then what this machine has for others."""

@@ -188,7 +188,9 @@ def lens_trace(
         axes.plot(values, color=color, marker=markers[name], markersize=4.5, linewidth=1.8)
     ends = _spread_out([values[-1] for values in lines.values()], axes.get_ylim(), 0.085)
     for color, name, y in zip(look.series, lines, ends, strict=False):
-        draw.write(axes, n_rows - 1 + 0.14, y, name, color, 9, va="center", fontweight="bold")
+        draw.write(
+            axes, (n_rows - 1) * 1.02 + 0.04, y, name, color, 9, va="center", fontweight="bold"
+        )
     axes.set_xticks(range(n_rows), names, color=look.ink, fontsize=8, parse_math=False)
     axes.tick_params(axis="y", colors=look.muted, labelsize=8)
     axes.grid(axis="y", color=look.rule, linewidth=0.7)
@@ -234,7 +236,7 @@ def next_tokens(
     axes.set(xlim=(0, 1), ylim=(len(values) - 0.5, -0.5), xticks=[])
     draw.tick_labels(axes, "y", names, look, 9)
     for row, value in enumerate(values):
-        draw.write(axes, value + 0.015, row, f"{100 * value:.1f} %", look.muted, 8, va="center")
+        draw.write(axes, value + 0.015, row, draw.percent(value), look.muted, 8, va="center")
     draw.heading(figure, title, look)
     return figure
 

@@ -1,7 +1,8 @@
-"""The pieces that sections of the page share: tokens, percentages, tables that scroll, bars."""
+"""The pieces that sections of the page share: tokens, tables that scroll, bars."""
 
 import numpy as np
 
+from optlens.plots.draw import percent
 from optlens.report.facts import Facts
 from optlens.report.markup import Html, el
 
@@ -11,11 +12,6 @@ LEVELS = 10  # steps of the colour classes p0..p10, e0..e10, k0..k10, n0..n10
 def token(text: str) -> Html:
     """Return a token in its own direction and typeface."""
     return el("bdi", text)
-
-
-def percent(share: float) -> str:
-    """Return a probability for people: `93.1 %`, `< 0.1 %`."""
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def section(anchor: str, title: str, lead: str | None, *children: object) -> Html:

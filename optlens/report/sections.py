@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from optlens.plots.draw import percent
 from optlens.plots.style import STYLES
 from optlens.report.facts import Facts, LensFacts
 from optlens.report.markup import Html, el, join, visible
@@ -11,7 +12,6 @@ from optlens.report.pieces import (
     bar_table,
     column_names,
     level,
-    percent,
     scroll,
     section,
     token,

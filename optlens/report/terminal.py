@@ -7,9 +7,9 @@ prompt holds can move the cursor or ring the bell.
 
 import unicodedata
 
+from optlens.plots.draw import percent
 from optlens.report.facts import Facts
 from optlens.report.markup import visible
-from optlens.report.pieces import percent
 
 _BOLD, _DIM, _WARM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
 _ASCII = {

@@ -9,12 +9,13 @@ import os
 from typing import TYPE_CHECKING
 
 from optlens.files import replacing
+from optlens.plots.draw import percent
 from optlens.plots.style import STYLES
 from optlens.report.facts import Facts, gather
 from optlens.report.markup import Html, el, visible
 from optlens.report.page import html_page
 from optlens.report.pictures import attention_png
-from optlens.report.pieces import percent, token
+from optlens.report.pieces import token
 
 if TYPE_CHECKING:
     from optlens.recording import Recording
