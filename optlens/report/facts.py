@@ -183,7 +183,6 @@ def _provenance(recording: "Recording") -> list[tuple[str, str]]:
         ("recorded", ", ".join(facts["what"])),
         ("edited while running", ", ".join(facts["edited_hooks"]) or "nothing"),
         ("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())),
-        ("random seed of torch", str(facts["seed"])),
     ]
     return [(name, value) for name, value in pairs if value]
 
