@@ -239,7 +239,7 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
             input, attention_mask = self.prepare_inputs(
                 input, attention_mask, past_key_values=past, prepend_bos=prepend_bos
             )
-        if isinstance(input, Tensor) and self.device.type == "cpu":
+        if isinstance(input, Tensor) and input.ndim and self.device.type == "cpu":
             batch, pos = input.shape[:2] if input.ndim > 1 else (1, len(input))
             shapes = [shape_of(point.name, self._config, batch, pos) for point in keeping]
             allocator.reserve(sum(map(math.prod, shapes)) * self.dtype.itemsize)

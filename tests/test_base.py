@@ -177,3 +177,8 @@ def test_text_that_continues_gets_no_second_beginning(speaking):
 def test_text_without_a_tokenizer_is_refused():
     with pytest.raises(InputError, match="no tokenizer"):
         build()("text")
+
+
+def test_a_single_number_is_refused_as_a_prompt():
+    with pytest.raises(InputError, match=r"must have shape \[batch, pos\], got \(\)"):
+        build().run_with_cache(torch.tensor(5))

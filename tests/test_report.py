@@ -17,7 +17,6 @@ from optlens.plots import STYLES
 from optlens.plots.style import mix
 from optlens.report import RecordingView, write_html
 from optlens.report.facts import gather
-from optlens.report.markup import Html, el, token_label, visible
 from optlens.report.page import html_page, stylesheet
 from optlens.report.pictures import attention_png
 
@@ -271,8 +270,10 @@ def test_policy_forbids_all_but_inline_styles_data_pictures_and_the_one_script(r
 
 
 def test_the_same_recording_gives_the_same_bytes(model, tmp_path):
-    for name in ("a.html", "b.html"):
-        write_html(model.record(IDS), tmp_path / name)
+    for seed, name in enumerate(("a.html", "b.html")):
+        recording = model.record(IDS)
+        recording.metadata["seed"] = seed  # torch draws another in every process
+        write_html(recording, tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -383,23 +384,3 @@ def test_view_is_the_same_on_every_run(model):
     assert views[0]._repr_html_() == views[1]._repr_html_()
     batch = model.record(IDS.repeat(3, 1)).show()
     assert repr(batch) == "RecordingView(3 prompts, 5 tokens, 2 layers of 4 heads)"
-
-
-# --- markup -----------------------------------------------------------------------------------------
-
-
-def test_elements_escape_all_but_markup():
-    assert el("p", "<b>", el("i", "&"), None, class_='"x"') == (
-        '<p class="&quot;x&quot;">&lt;b&gt;<i>&amp;</i></p>'
-    )
-    assert el("input", checked=True, disabled=False, aria_label="a") == (
-        '<input checked aria-label="a">'
-    )
-    assert el("p", [Html("<hr>"), "<hr>"]) == "<p><hr>&lt;hr&gt;</p>"
-
-
-def test_visible_keeps_letters_of_every_script_and_shows_the_unseen():
-    text = "Ελλάδα عربي 中文 👍\n\t"
-    assert visible(text) == text
-    assert visible("\u200b\ufeff\ud800") == "⟨U+200B⟩⟨U+FEFF⟩⟨U+D800⟩"
-    assert token_label("\u0301x") == "◌\u0301x"
