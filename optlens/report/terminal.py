@@ -9,7 +9,6 @@ import unicodedata
 
 from optlens.plots.draw import percent
 from optlens.report.facts import Facts
-from optlens.report.markup import visible
 
 _BOLD, _DIM, _WARM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
 _ASCII = {
@@ -130,7 +129,6 @@ def columns(text: str) -> int:
 
 def cut(text: str, room: int) -> str:
     """Return text within `room` columns, its end replaced by an ellipsis where it was longer."""
-    text = visible(text)
     if columns(text) <= room:
         return text
     while text and columns(text) > room - 1:
