@@ -97,7 +97,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/recording.py
-	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/make_checkpoint.py --size 125m build/opt-125m
+	$(BIN)/python benchmarks/loading.py build/opt-125m
 
 clean:
 	rm -rf build dist benchmarks/results .pytest_cache .ruff_cache .hypothesis
