@@ -79,5 +79,5 @@ def _keep(path: Path, backup: Path) -> None:
         return
     try:
         os.link(path, backup, follow_symlinks=False)
-    except OSError:  # a file system without hard links
+    except (OSError, NotImplementedError):  # a file system without hard links
         os.replace(path, backup)

@@ -1,3 +1,4 @@
+import gc
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from checkpoint_folders import IDS, ROOT, make, maker, our_logits, their_logits
 from conftest import TOL, VARIANTS, tiny_config
 from safetensors.torch import load_file, save_file
 
-from optlens.checkpoints import CheckpointError, load_model
+from optlens.checkpoints import CheckpointError, load, load_model
 from optlens.config import OPTConfig
 from optlens.model import OPTForCausalLM, OPTModel
 
@@ -231,6 +232,24 @@ def test_loading_does_not_import_the_compiler(tmp_path: Path):
     command = [sys.executable, "-c", code, str(make(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collector_rests_while_loading(tmp_path: Path, monkeypatch, enabled: bool):
+    during = []
+    whole = load._fill
+    monkeypatch.setattr(load, "_fill", lambda *a: (during.append(gc.isenabled()), whole(*a)))
+    monkeypatch.setattr(gc, "isenabled", lambda: bool(states[-1]))
+    states = [enabled]
+    monkeypatch.setattr(gc, "disable", lambda: states.append(False))
+    monkeypatch.setattr(gc, "enable", lambda: states.append(True))
+    load_model(OPTForCausalLM, make(tmp_path))
+    assert during == [False]
+    assert states[-1] is enabled
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        load_model(OPTForCausalLM, tmp_path)
+    assert states[-1] is enabled
 
 
 def test_bar_of_a_long_load_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -39,7 +39,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) 
 
 def without_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*args, **options):
-        raise OSError("not on this file system")
+        raise NotImplementedError("not on this system")
 
     monkeypatch.setattr(staging_module.os, "link", link)
 
