@@ -31,6 +31,7 @@ from optlens.config import OPTConfig
 from optlens.hooks import HookPoint
 from optlens.inputs import Inputs
 from optlens.kv_cache import KVCache, undone_on_failure
+from optlens.linear import Linear
 from optlens.loss import LossMethods
 from optlens.names import OPTIONAL
 from optlens.outputs import BaseOutput, CausalLMOutput, keep_positions
@@ -88,10 +89,10 @@ class OPTAttention(nn.Module):
         self.scale = config.d_head**-0.5
         self.dropout = config.attention_dropout
         d_model, bias = config.d_model, config.enable_bias
-        self.k_proj = nn.Linear(d_model, d_model, bias=bias)
-        self.v_proj = nn.Linear(d_model, d_model, bias=bias)
-        self.q_proj = nn.Linear(d_model, d_model, bias=bias)
-        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
+        self.k_proj = Linear(d_model, d_model, bias=bias)
+        self.v_proj = Linear(d_model, d_model, bias=bias)
+        self.q_proj = Linear(d_model, d_model, bias=bias)
+        self.out_proj = Linear(d_model, d_model, bias=bias)
         _add_hooks(self, layer, "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")
         _add_hooks(self, layer, "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_result")
 
@@ -183,8 +184,8 @@ class OPTDecoderLayer(nn.Module):
         self.self_attn = OPTAttention(config, layer)
         self.activation = ACTIVATIONS[config.activation_function]
         self.self_attn_layer_norm = LayerNorm(config, f"blocks.{layer}.ln1")
-        self.fc1 = nn.Linear(config.d_model, config.d_mlp, bias=config.enable_bias)
-        self.fc2 = nn.Linear(config.d_mlp, config.d_model, bias=config.enable_bias)
+        self.fc1 = Linear(config.d_model, config.d_mlp, bias=config.enable_bias)
+        self.fc2 = Linear(config.d_mlp, config.d_model, bias=config.enable_bias)
         self.final_layer_norm = LayerNorm(config, f"blocks.{layer}.ln2")
         _add_hooks(self, layer, "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
         _add_hooks(self, layer, "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
@@ -239,8 +240,8 @@ class OPTDecoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, embed_dim, config.pad_token_id)
         self.embed_positions = nn.Embedding(config.n_ctx + POSITION_OFFSET, d_model)
         project = config.has_projection
-        self.project_in = nn.Linear(embed_dim, d_model, bias=False) if project else None
-        self.project_out = nn.Linear(d_model, embed_dim, bias=False) if project else None
+        self.project_in = Linear(embed_dim, d_model, bias=False) if project else None
+        self.project_out = Linear(d_model, embed_dim, bias=False) if project else None
         self.layers = nn.ModuleList(
             OPTDecoderLayer(config, layer) for layer in range(config.n_layers)
         )
@@ -361,7 +362,7 @@ class OPTForCausalLM(OPTBase, LossMethods):
         super().__init__(config)
         self.model = OPTModel(config)
         self.model._config = self._config  # one config for both, and for nobody else
-        self.lm_head = nn.Linear(config.word_embed_proj_dim, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.word_embed_proj_dim, config.vocab_size, bias=False)
         self.finish_init()
 
     @property

@@ -15,7 +15,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "optlens"
 
 # Lowest first. An entry covers the module and everything inside it.
 LAYERS = [
-    {"activations", "config", "names", "hooks", "checks", "files", "kv_cache", "outputs", "staging"}
+    {
+        "activations",
+        "config",
+        "names",
+        "hooks",
+        "checks",
+        "files",
+        "kv_cache",
+        "outputs",
+        "staging",
+        "linear",
+    }
     | {"attention_mask", "memory", "allocator", "demo", "logit_math", "prompt_words"},
     {"cache", "tokenizer", "tokenizer_files", "weights", "inputs", "loss"},
     {"base", "model"},
