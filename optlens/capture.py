@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -351,6 +352,7 @@ def _metadata(
     }
 
 
+@cache  # a search through the installed packages
 def _version() -> str:
     try:
         return version("optlens")

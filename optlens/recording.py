@@ -307,19 +307,24 @@ def fingerprint(model: OPTForCausalLM) -> str:
     config = model.config.to_dict()
     facts = {name: config[name] for name in ARCHITECTURE}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    samples, places = [], {}
+    samples = []
     for name, weight in model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}".encode())
-        if weight.shape not in places:
-            places[weight.shape] = _every_row_and_column(weight.shape)
-        flat = weight.detach().flatten()
-        samples.append(flat[places[weight.shape].to(flat.device)].to("cpu", torch.float32))
+        samples.append(_every_row_and_column(weight.detach()).to("cpu", torch.float32))
     digest.update(torch.cat(samples).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _every_row_and_column(shape: torch.Size) -> Tensor:
-    """Return flat indices along a wrapped diagonal, which meets each row and column of a matrix."""
-    rows, columns = shape[0], shape[1:].numel()
-    step = torch.arange(max(rows, columns))
-    return step % rows * columns + step % columns
+def _every_row_and_column(weight: Tensor) -> Tensor:
+    """Return the numbers on a wrapped diagonal, which meets each row and column of a matrix."""
+    if weight.ndim == 1:
+        return weight
+    rows, columns = weight.shape
+    short, long = sorted(weight.shape)
+    if long % short:
+        step = torch.arange(long, device=weight.device)
+        return weight[step % rows, step % columns]
+    # a stack of squares, whose diagonals are views: five times as fast as an index
+    if rows == long:
+        return weight.unflatten(0, (-1, columns)).diagonal(0, 1, 2).flatten()
+    return weight.unflatten(1, (-1, rows)).diagonal(0, 0, 2).flatten()
