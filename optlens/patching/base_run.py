@@ -85,10 +85,8 @@ def run_base(model, tokens: Tensor, mask: Tensor | None, site_names: set[str]) -
         mask: The padding mask, or None.
         site_names: Short names of the sites that will be patched.
     """
-    names = {"resid_pre", "k", "v", *site_names}
+    names = {"resid_pre", "q", "k", "v", *site_names}
     names |= {SITES[name].stream for name in site_names} - {None}
-    if site_names & {"k", "v"}:
-        names.add("q")
     if "embed" in site_names:
         names.add("pos_embed")
     values, final = site_values(model, tokens, mask, names)

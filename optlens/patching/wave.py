@@ -56,6 +56,8 @@ class Group:
         stream: The residual stream that the next sub-layer's output is added to.
         site: What `x` is, for runs that start inside attention.
         contiguous: Whether `columns` count up from `first`.
+        changed: How many of the first columns differ from the unpatched run's at the start of a
+            block; None if any may.
     """
 
     first: int
@@ -66,13 +68,14 @@ class Group:
     stream: Tensor | None = None
     site: str = "resid_pre"
     contiguous: bool = True
+    changed: int | None = None
 
     def only(self, columns: Tensor) -> None:
         """Keep some columns, `[run, n]`; those before `first` become copies of it."""
         places = (columns - self.first).clamp(min=0)
         places = places.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
         self.x, self.stream = self.x.gather(1, places), self.stream.gather(1, places)
-        self.columns, self.contiguous = columns, False
+        self.columns, self.contiguous, self.changed = columns, False, None
 
 
 class Wave:
@@ -105,6 +108,7 @@ class Wave:
         self.n_layers, self.length = model.config.n_layers, base.tokens.shape[1]
         self.heads = (model.config.n_heads, model.config.d_head)
         self.all_columns = torch.arange(self.length, device=self.device)
+        self._united: tuple[list[Tensor], Tensor] = ([], base.final)  # see `_through`
 
     @torch.no_grad()
     def run(self, rows: list[Row]) -> Tensor:
@@ -141,27 +145,27 @@ class Wave:
         self._join(flow, "resid_pre", layer)
         self._attend(flow, layer)  # x: resid_pre -> z
         self._join(flow, "z", layer)
-        _map(flow, lambda z: block.self_attn.out_proj(z.flatten(1)))
+        self._map(flow, lambda z: block.self_attn.out_proj(z.flatten(1)))
         self._join(flow, "attn_out", layer)
         for group in flow:
             group.x = group.stream + group.x
         if not block.pre_ln:
-            _map(flow, block.self_attn_layer_norm)
+            self._map(flow, block.self_attn_layer_norm)
         self._join(flow, "resid_mid", layer)
         for group in flow:
             group.stream = group.x
         if block.pre_ln:
-            _map(flow, block.final_layer_norm)
-        _map(flow, block.fc1)
+            self._map(flow, block.final_layer_norm)
+        self._map(flow, block.fc1)
         self._join(flow, "mlp_pre", layer)
-        _map(flow, block.activation)
+        self._map(flow, F.relu_ if block.activation is F.relu else block.activation)
         self._join(flow, "mlp_post", layer)
-        _map(flow, block.fc2)
+        self._map(flow, block.fc2)
         self._join(flow, "mlp_out", layer)
         for group in flow:
             group.x = group.stream + group.x
         if not block.pre_ln:
-            _map(flow, block.final_layer_norm)
+            self._map(flow, block.final_layer_norm)
         self._join(flow, "resid_post", layer)
         return flow
 
@@ -169,24 +173,35 @@ class Wave:
         """Replace the streams by z, `[run, pos, head, d_head]`; start what is patched on the way."""
         block = self.model.decoder.layers[layer]
         attention = block.self_attn
+        norm = block.self_attn_layer_norm
         for group in flow:
             group.stream = group.x
+        new = [group.x[:, : group.changed] for group in flow]  # the rest is as recorded
         if block.pre_ln:
-            _map(flow, block.self_attn_layer_norm)
-        own = [_mapped(flow, project) for project in (attention.k_proj, attention.v_proj)]
+            new = self._through(new, norm)
+        keys, values = (
+            self._through(new, linear) for linear in (attention.k_proj, attention.v_proj)
+        )
         keys_values = [
             tuple(
                 self._all_keys(name, layer, group, x.unflatten(-1, self.heads))
                 for name, x in zip("kv", pair, strict=True)
             )
-            for group, pair in zip(flow, zip(*own, strict=True), strict=True)
+            for group, *pair in zip(flow, keys, values, strict=True)
         ]
-        for group in flow:
-            if layer == self.n_layers - 1 and self.reads.shape[1] < group.columns.shape[1]:
-                group.only(self.reads[group.prompts])
-        _map(flow, attention.q_proj)
-        for group in flow:
-            group.x = group.x.unflatten(-1, self.heads)
+        if layer == self.n_layers - 1:
+            for group in flow:
+                if self.reads.shape[1] < group.columns.shape[1]:
+                    group.only(self.reads[group.prompts])
+            new = [group.x[:, : group.changed] for group in flow]
+            if block.pre_ln:
+                new = self._through(new, norm)
+        for group, x in zip(flow, self._through(new, attention.q_proj), strict=True):
+            group.x = x.unflatten(-1, self.heads)
+            if group.changed is not None:
+                queries = self._recorded("q", layer, group)
+                queries[:, : group.changed] = group.x
+                group.x, group.changed = queries, None
         self._join(flow, "q", layer)
         for name in ("k", "v", "attn_scores", "pattern"):
             self._start(flow, name, layer)
@@ -199,7 +214,7 @@ class Wave:
         """Give keys or values of all columns, `[run, key, head, d_head]`, patched where they are."""
         recorded = self.base.values[name][layer][group.prompts]  # a copy
         if own is not None:
-            recorded[:, group.first :] = own
+            recorded[:, group.first : group.first + own.shape[1]] = own
         if self.windowed or group.site == name:
             self._write(recorded, name, layer, group.rows)
         return recorded
@@ -247,8 +262,9 @@ class Wave:
         site = SITES[name]
         by_shape: dict[tuple[int, bool], list[Row]] = defaultdict(list)
         for row in self.starting[layer, name]:
-            by_shape[row.first, row.cell.pos is not None and not site.spreads].append(row)
-        for (first, single), rows in by_shape.items():
+            by_shape[row.first, row.cell.pos is not None].append(row)
+        for (first, at_one), rows in by_shape.items():
+            single = at_one and not site.spreads
             prompts = self._index([row.prompt for row in rows])
             columns = self.all_columns[first : first + 1 if single else None]
             columns, contiguous = columns.expand(len(rows), -1), True
@@ -259,6 +275,8 @@ class Wave:
             group.x = self._recorded("q" if name in ("k", "v") else name, layer, group)
             if name not in ("k", "v"):
                 self._edit(group, group.x, name, layer)
+            if name in ("embed", "resid_pre") and at_one:
+                group.changed = 1
             if name == "embed":
                 group.x = group.x + self._recorded("pos_embed", 0, group)
             if site.stream is not None:
@@ -314,15 +332,16 @@ class Wave:
 
     def _whole(self, layer: int, flow: list[Group]) -> list[Group]:
         """Complete groups to all columns from their first one on, and unite those of one column."""
-        by_first: dict[int, list[Group]] = defaultdict(list)
+        alike: dict[tuple[int, int | None], list[Group]] = defaultdict(list)
         for group in flow:
             width = group.x.shape[1]
             if width < self.length - group.first:
+                group.changed = width
                 group.columns = self.all_columns[group.first :].expand(len(group.rows), -1)
                 whole = self._recorded("resid_pre", layer, group)
                 whole[:, :width] = group.x
                 group.x = whole
-            by_first[group.first].append(group)
+            alike[group.first, group.changed].append(group)
         return [
             Group(
                 first,
@@ -330,8 +349,9 @@ class Wave:
                 torch.cat([group.prompts for group in groups]),
                 torch.cat([group.columns for group in groups]),
                 torch.cat([group.x for group in groups]),
+                changed=changed,
             )
-            for first, groups in by_first.items()
+            for (first, changed), groups in alike.items()
         ]
 
     def _put(self, final: Tensor, places: Tensor, group: Group) -> None:
@@ -342,21 +362,28 @@ class Wave:
         entry = same.float().argmax(-1).unsqueeze(-1).expand(-1, -1, group.x.shape[-1])
         final[places] = torch.where(found.unsqueeze(-1), group.x.gather(1, entry), final[places])
 
+    def _map(self, flow: list[Group], function: Callable[[Tensor], Tensor]) -> None:
+        """Replace what flows in all groups by a function of it."""
+        parts = self._through([group.x for group in flow], function)
+        for group, x in zip(flow, parts, strict=True):
+            group.x = x
+
+    def _through(self, parts: list[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Apply a function of tokens `[token, ...]` to all parts `[run, pos, ...]` at once.
+
+        What one function gave goes to the next as it is, if no other part came in between.
+        """
+        if not parts:
+            return []
+        last, united = self._united
+        if len(last) != len(parts) or any(a is not b for a, b in zip(last, parts, strict=True)):
+            united = torch.cat([part.flatten(0, 1) for part in parts])
+        result = function(united)
+        shapes = [part.shape[:2] for part in parts]
+        pieces = result.split([runs * width for runs, width in shapes])
+        pieces = [x.unflatten(0, shape) for x, shape in zip(pieces, shapes, strict=True)]
+        self._united = (pieces, result)
+        return pieces
+
     def _index(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
-
-
-def _mapped(flow: list[Group], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Apply a function of tokens `[token, ...]` to all groups at once."""
-    if not flow:
-        return []
-    shapes = [group.x.shape[:2] for group in flow]
-    result = function(torch.cat([group.x.flatten(0, 1) for group in flow]))
-    parts = result.split([runs * width for runs, width in shapes])
-    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _map(flow: list[Group], function: Callable[[Tensor], Tensor]) -> None:
-    """Replace what flows in all groups by a function of it."""
-    for group, x in zip(flow, _mapped(flow, function), strict=True):
-        group.x = x
