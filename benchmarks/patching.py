@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from recording import peer
 
 import optlens
 from optlens import metrics
+from optlens.linear import linear
 from optlens.patching import patch_sweep
 
 ANSWER, WRONG = 1000, 2000
@@ -147,10 +151,41 @@ def own_rows(model: Any, pairs: int) -> list[Row]:
 
 
 def product_rate() -> float:
-    """Measure the floating-point operations per second of large matrix products on this machine."""
-    left, right = torch.randn(4096, 768), torch.randn(768, 3072)
-    times = [clock(lambda: left @ right)[0] for _ in range(10)]
+    """Measure the floating-point operations per second of a model's large products here."""
+    tokens, weight = torch.randn(4096, 768), torch.randn(3072, 768)
+    times = [clock(lambda: linear(tokens, weight))[0] for _ in range(10)]
     return 2 * 4096 * 768 * 3072 / statistics.median(times)
+
+
+def peak_memory(budget: int) -> int:
+    """Return by how many bytes a sweep under `memory_budget` makes this process grow at most."""
+    model = true_shape_model()
+    clean, corrupt = random_tokens(4, 64), random_tokens(4, 64, seed=1)
+    model(clean, use_cache=False, logits_to_keep=1)  # what PyTorch sets up once
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
+    patch_sweep(model, clean, corrupt, metric=METRIC, memory_budget=budget, progress=False)
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """Read one of this process's counts of bytes in main memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peaks(budgets: tuple[int, ...]) -> list[dict[str, float]]:
+    """Measure the peak under several budgets, each in a process of its own."""
+    found = []
+    for budget in budgets:
+        command = [sys.executable, __file__, "--peak", str(budget)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found.append({"memory_budget": budget, "peak": int(answer.split()[-1])})
+        print(
+            f"memory_budget {budget / 1e6:.0f} MB  peak {found[-1]['peak'] / 1e6:.0f} MB",
+            flush=True,
+        )
+    return found
 
 
 def growth(lengths: tuple[int, ...], depths: tuple[int, ...]) -> list[dict[str, float]]:
@@ -194,13 +229,18 @@ def main() -> None:
     parser.add_argument("--skip-peer", action="store_true", help="leave out TransformerLens")
     parser.add_argument("--skip-own", action="store_true", help="only TransformerLens")
     parser.add_argument("--skip-growth", action="store_true", help="leave out other sizes")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_grad_enabled(False)
+    if args.peak:
+        print(peak_memory(args.peak))
+        return
     model = true_shape_model()
     rows = [] if args.skip_peer else peer_rows(model, args.pairs)
     rows += [] if args.skip_own else own_rows(model, args.pairs)
     sizes = [] if args.skip_growth else growth((16, 32, 64, 128, 256), (4, 8, 24))
-    publish("patching", rows, growth=sizes)
+    memory = [] if args.skip_growth else peaks((200_000_000, 400_000_000, 1_000_000_000))
+    publish("patching", rows, growth=sizes, memory=memory)
 
 
 if __name__ == "__main__":

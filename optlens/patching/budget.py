@@ -7,6 +7,8 @@ from torch import Tensor
 
 from optlens.memory import available_bytes, describe_bytes
 
+# The rest is for gaps in the heap and for the products that oneDNN compiles and keeps.
+PORTION_SHARE = 0.6
 DEFAULT_BUDGET = 2**30  # bytes, where the system does not say what is free
 
 
@@ -41,4 +43,4 @@ def portion_budget(
             f"{describe_bytes(recorded)} and one {what} {describe_bytes(largest)}. Give more, or "
             "take fewer prompts or shorter ones."
         )
-    return memory_budget - recorded
+    return max(largest, int((memory_budget - recorded) * PORTION_SHARE))

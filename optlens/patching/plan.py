@@ -74,12 +74,16 @@ def row_cost(row: Row, config: OPTConfig, length: int, n_reads: int) -> tuple[in
     keys_values, attending, mlp = block_flops(config, length)
     width, last, site = length - row.first, config.n_layers - 1, row.cell.site
     in_last = min(width, n_reads)
-    single = row.cell.pos is not None and not site.spreads
+    at_one = row.cell.pos is not None
+    single = at_one and not site.spreads
+    as_recorded = width - 1 if at_one else 0  # columns that keep their q, k, v in the first block
     here = 1 if single else (in_last if row.layer == last else width)
     tokens, flops = here, 0.0
     # in the first block only what follows the patched site is computed
     if site.name in ("embed", "resid_pre"):
-        flops += width * keys_values + here * attending
+        flops += (width - as_recorded) * keys_values + here * attending
+        if row.layer < last:
+            flops -= as_recorded * keys_values / 2  # queries, of which there are as many as keys
     elif site.name in ("q", "k", "v", "attn_scores", "pattern", "z"):
         flops += here * attending / 2
     if site.name in ("mlp_pre", "mlp_post"):
@@ -91,6 +95,8 @@ def row_cost(row: Row, config: OPTConfig, length: int, n_reads: int) -> tuple[in
         tokens += whole * width + in_last
         flops += whole * width * (keys_values + attending + mlp)
         flops += width * keys_values + in_last * (attending + mlp)
+        if single:  # the next block is the first that reads the change
+            flops -= as_recorded * keys_values * (1.5 if whole else 1)
     return tokens, flops
 
 

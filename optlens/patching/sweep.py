@@ -151,7 +151,7 @@ class Sweep:
             memory_budget: Bytes for recorded values and one portion, or None.
         """
         self.model, self.base, self.sources, self.grid = model, base, sources, grid
-        self.about = about
+        self.about, self.is_bounded = about, memory_budget is not None
         with undisturbed(model):
             self.measure = Measure(model, base, metric, finals)
         self.rows = rows_of(grid, base, sources, self.measure.reads, equal_before)
@@ -225,6 +225,8 @@ class Sweep:
                 prompts = [row.prompt for row in missing]
                 with undisturbed(self.model):
                     self.measure.fill(values, cells, prompts, wave.run(missing))
+                if self.is_bounded:  # portions of other shapes leave gaps in the heap
+                    allocator.release()
             yield len(chunk)
 
     def _empty_result(self, resume: PatchResult | None) -> PatchResult:
