@@ -1,4 +1,4 @@
-"""The command line: `optlens record PROMPT` and `optlens lab`.
+"""The command line: `optlens record PROMPT`, `optlens patch CLEAN CORRUPT` and `optlens lab`.
 
 What a command finds goes to standard output, what it is doing to standard error. A wrong argument,
 prompt or file ends it with one message and status 2, anything unexpected with status 1; nobody is
@@ -8,17 +8,15 @@ shown a traceback.
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optlens
+from optlens.cli_tools import check_targets, read_text, screen, step
 
 if TYPE_CHECKING:
     from optlens.recording import Recording
@@ -35,6 +33,8 @@ examples:
   optlens record "When Mary and John went to the store, John gave a drink to"
   optlens record "The capital of France is" --model facebook/opt-125m --html france.html
   optlens record "one two three one two" --json > record.json
+  optlens patch "When Mary and John went to the store, John gave a drink to" \\
+                "When Mary and John went to the store, Mary gave a drink to" --site z
   optlens lab
 """
 
@@ -62,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # the one place where an error becomes a sentence
+        from optlens.report.markup import visible  # a prompt's own escapes must not act
+
         expected = isinstance(error, EXPECTED)
         message = str(error) or type(error).__name__
         if not expected:
             message = f"unexpected {type(error).__name__}: {message}"
-        print(f"optlens: {message}", file=sys.stderr)
+        print(f"optlens: {visible(message)}", file=sys.stderr)
         return 2 if expected else 1
 
 
@@ -78,24 +80,31 @@ def record(options: argparse.Namespace) -> int:
     if options.top_k < 1:
         raise ValueError(f"--top-k {options.top_k}: ask for at least one token")
     page = _page_path(options)
-    _check_targets({"--html": page, "--save": options.save})
-    prompt = _prompt(options.prompt)
-    with _step(f"loading {options.model or 'the embedded demo model'}"):
+    check_targets({"--html": page, "--save": options.save})
+    prompt = read_text(options.prompt)
+    with step(f"loading {options.model or 'the embedded demo model'}"):
         model = optlens.load(options.model, device=options.device, dtype=options.dtype)
-    with _step("recording"):
+    with step("recording"):
         recording = model.record(prompt)
         (facts,) = gather(recording, options.top_k)
     if options.save:
-        with _step(f"saving {options.save}"):
+        with step(f"saving {options.save}"):
             recording.save(options.save)
     if page:
-        with _step(f"writing {page}"):
+        with step(f"writing {page}"):
             write_html(recording, page, options.top_k)
     if options.json:
         print(json.dumps(as_json(recording, facts, options.model, page, options.save), indent=1))
     else:
         _print_table(facts, page, options.save)
     return 0
+
+
+def patch(options: argparse.Namespace) -> int:
+    """Patch values between the runs of two prompts, and print where the answer comes back."""
+    from optlens.cli_patch import patch
+
+    return patch(options)
 
 
 def lab(options: argparse.Namespace) -> int:
@@ -184,8 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--save", metavar="FILE", help="keep the recording as a safetensors file")
     add("--json", action="store_true", help="print JSON alone; a page only with --html")
     add("--top-k", metavar="K", type=int, default=5, help="guesses to list (default: 5)")
-    add("--device", metavar="D", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    add("--dtype", metavar="T", default="auto", choices=DTYPES, help=", ".join(DTYPES))
+    _add_placement(command)
+
+    _add_patch(commands)
 
     command = commands.add_parser(
         "lab",
@@ -197,6 +207,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_patch(commands: Any) -> None:
+    """Add the parser of `optlens patch`."""
+    command = commands.add_parser(
+        "patch",
+        help="find which parts of the model cause its answer",
+        description="Run a model on two prompts of equal token length that differ in what decides "
+        "the answer; write values of one run into the other, one place at a time, and print how "
+        "much of the answer each brings back.",
+    )
+    command.set_defaults(run=patch)
+    add = command.add_argument
+    add("clean", metavar="CLEAN", help="the prompt with the answer asked for, in quotes")
+    add("corrupt", metavar="CORRUPT", help="the same with another answer; one of them may be -")
+    add("--answer", metavar="A", help="right token, as ' Mary' (default: what CLEAN predicts)")
+    add("--wrong", metavar="W", help="wrong token, as ' John' (default: what CORRUPT predicts)")
+    add("--site", metavar="S", default="resid_pre", help="what to patch: resid_pre (default), z, "
+        "attn_out, mlp_out, ...; several with commas between")  # fmt: skip
+    add("--over", metavar="AXES", help="axes: layer, pos, head, neuron, key, with commas between "
+        "(default: layer,pos; layer,head for sites with heads)")  # fmt: skip
+    add("--direction", default="denoise", choices=("denoise", "noise"), help="write clean values "
+        "into the corrupt run (denoise, the default) or the other way round")  # fmt: skip
+    add("--model", metavar="M", help="checkpoint folder or Hub id (default: the embedded demo)")
+    add("--html", metavar="FILE", help="write a page to open in a browser")
+    add("--save", metavar="FILE", help="keep the result as a safetensors file")
+    add("--json", action="store_true", help="print JSON alone")
+    add("--dry-run", action="store_true", help="say what it would cost, and stop")
+    _add_placement(command)
+
+
+def _add_placement(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--device", metavar="D", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add("--dtype", metavar="T", default="auto", choices=DTYPES, help=", ".join(DTYPES))
+
+
 def _page_path(options: argparse.Namespace) -> str | None:
     """Return where the page goes; None for nowhere."""
     if options.no_html and options.html:
@@ -206,57 +251,12 @@ def _page_path(options: argparse.Namespace) -> str | None:
     return PAGE if options.html is None else options.html
 
 
-def _check_targets(targets: dict[str, str | None]) -> None:
-    """Refuse, before anything is loaded, files that could not be written in the end."""
-    taken: dict[str, str] = {}
-    for option, path in targets.items():
-        if path is None:
-            continue
-        if not path:
-            raise ValueError(f'{option} "": name a file to write')
-        if os.path.isdir(path):
-            raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file in it")
-        target = os.path.realpath(path)
-        if not os.path.isdir(os.path.dirname(target)):
-            raise FileNotFoundError(f"cannot write {path}: its folder does not exist; create it")
-        if target in taken:
-            raise ValueError(f"{taken[target]} and {option} name one file, {path}: choose two")
-        taken[target] = option
-
-
-def _prompt(given: str) -> str:
-    """Return the prompt, read from the input if it is `-`."""
-    try:
-        prompt = sys.stdin.read().rstrip("\n") if given == "-" else given
-        prompt.encode("utf-8")  # Python may have put half characters for bytes that it cannot read
-    except UnicodeError as error:
-        what = "input" if given == "-" else "prompt"
-        raise ValueError(
-            f"the {what} is not UTF-8 text: convert it first, as iconv does"
-        ) from error
-    if not prompt:
-        raise ValueError("the prompt is empty: give some text, in quotes")
-    return prompt
-
-
 def _print_table(facts: "Facts", page: str | None, saved: str | None) -> None:
     from optlens.report.terminal import encodable, text_of
 
-    width = max(shutil.get_terminal_size((80, 24)).columns, 40)
-    # https://no-color.org: any value that is not empty turns colour off
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    encoding = sys.stdout.encoding or "ascii"
-    print(text_of(facts, width, color, encoding))
+    here = screen()
+    print(text_of(facts, here.width, here.color, here.encoding))
     if saved:
-        print(encodable(f"Recording: {Path(saved).absolute()}", encoding))
+        print(encodable(f"Recording: {Path(saved).absolute()}", here.encoding))
     if page:
-        print(encodable(f"Page:      {Path(page).absolute()}", encoding))
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Say what is being done, and afterwards how long it took."""
-    print(f"optlens: {what} ...", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    yield
-    print(f"optlens: {what}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+        print(encodable(f"Page:      {Path(page).absolute()}", here.encoding))

@@ -43,7 +43,7 @@ LAYERS = [
         "demo.fluency",
         "demo.card",
     },  # scripts: they run the finished package
-    {"cli", "__main__"},
+    {"cli", "cli_patch", "cli_tools", "__main__"},
 ]
 
 # These import nothing of ours but their own parts: they can be lifted out of the package.
@@ -59,6 +59,9 @@ DELEGATES = {
     "recording.Recording.logit_lens": "lens",
     "recording.Recording.to_html": "report",
     "recording.Recording.show": "report",
+    "patching.result.PatchResult.to_html": "report",
+    "patching.result.PatchResult.show": "report",
+    "patching.result.PatchResult._repr_html_": "report",
 }
 
 # Peers are oracles of the tests and benchmarks; the package stands without them.

@@ -45,7 +45,7 @@ def test_command_lines_are_understood(line):
     program, *arguments = shlex.split(line, comments=True)
     assert program == "optlens"
     options = cli._parser().parse_args(arguments)
-    assert options.prompt
+    assert options.run
 
 
 def test_links_lead_to_files():

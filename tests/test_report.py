@@ -5,12 +5,12 @@ import hashlib
 import re
 import struct
 import zlib
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_model, tiny_config
+from page_reader import Page, contrast
 
 from optlens import Recording
 from optlens.plots import STYLES
@@ -28,40 +28,6 @@ HOSTILE = {
     17: "\"'><img src=http://x/y onerror=alert(2)>",
     9: "\u202eevil\u2066\x1b[31m\x00",
 }
-
-
-class Page(HTMLParser):
-    """Collect a page's tags with attributes, its text, and whether its tags are balanced."""
-
-    VOID = {"br", "hr", "img", "input", "link", "meta", "source"}
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] not in (["style"], ["script"]):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -353,17 +319,6 @@ def test_large_pictures_have_a_largest_size(recording, monkeypatch):
         for layer in facts.attention
         for pattern in layer
     ]
-
-
-def luminance(color: str) -> float:
-    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_text_stands_out_in_both_themes():

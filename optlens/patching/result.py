@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from optlens.report import PatchView
+
 KIND = "patching result"
 
 
@@ -33,7 +35,8 @@ class PatchResult:
         axes: The names of the axes.
         labels: For each axis the labels of its entries.
         choices: For each axis what its entries stand for: numbers of layers, heads, positions, ...
-        metadata: What was done: site, direction, metric, prompts, window, model fingerprint.
+        metadata: What was done: site, direction, metric, prompts, window, model fingerprint; labels
+            of tokens, if any, by their ids.
     """
 
     per_prompt: Tensor
@@ -159,6 +162,27 @@ class PatchResult:
             about["note"] = f"Columns: {self.axes[0]}."
         return sweep_heatmap(values[None] if len(self.axes) == 1 else values, **about | options)
 
+    def to_html(self, path: str | os.PathLike) -> None:
+        """Write one self-contained page: no kernel, no network.
+
+        Args:
+            path: The file to write; an existing one is replaced when the page is complete.
+        """
+        from optlens.report import write_sweep_html
+
+        write_sweep_html(self, path)
+
+    def show(self) -> PatchView:
+        """Return a view that a notebook displays: heatmap, ends, the strongest patches."""
+        from optlens.report import PatchView
+
+        return PatchView(self)
+
+    def _repr_html_(self) -> str:
+        from optlens.report import PatchView
+
+        return PatchView(self)._repr_html_()
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the result to one safetensors file, by way of a temporary name."""
         tensors = {
@@ -202,6 +226,22 @@ def make_labels(choices: dict[str, list], str_tokens: list[list[str]]) -> dict[s
                 for entry in entries
             ]
     return labels
+
+
+def token_labels(model, about: dict[str, Any]) -> dict[str, str]:
+    """Return a legible label for every token of a result's prompts, by its id as text.
+
+    They go into the metadata as "labels", like those of a recording, so that a saved result can
+    show its prompts without the model.
+
+    Args:
+        model: The model, for its tokenizer; without one there are no labels.
+        about: The result's metadata; its "clean", "corrupt" and "prompts" hold token ids.
+    """
+    if model.tokenizer is None:
+        return {}
+    rows = [row for name in ("clean", "corrupt", "prompts") for row in about.get(name) or []]
+    return {str(token): model.tokenizer.display(token) for row in rows for token in row}
 
 
 def prompt_strings(model, tokens: Tensor, real: Tensor) -> list[list[str]]:

@@ -1,4 +1,4 @@
-// Cards for the cells of a lens table, by mouse and by keyboard. Every cell says the same in its
+// Cards for the cells of lens and sweep tables, by mouse and by keyboard. Every cell says the same in its
 // title, so the page loses nothing where scripts are off.
 for (const table of document.querySelectorAll("table.lens")) {
   const cells = [...table.tBodies[0].rows].map((row) => [...row.querySelectorAll("td")]);
@@ -19,7 +19,8 @@ for (const table of document.querySelectorAll("table.lens")) {
       const share = document.createElement("span");
       share.textContent = line.slice(0, cut);
       word.textContent = line.slice(cut + 2);
-      div.style.setProperty("--w", share.textContent.replace(/[^\d.]/g, "") + "%");
+      const percent = share.textContent.endsWith("%") ? share.textContent.replace(/[^\d.]/g, "") : 0;
+      div.style.setProperty("--w", percent + "%");
       div.append(word, share);
       return div;
     }));

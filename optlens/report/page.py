@@ -23,14 +23,27 @@ _AROUND = {
 
 
 def html_page(prompts: list[Facts]) -> str:
-    """Return a whole page about one or more prompts."""
+    """Return a whole page about one or more recorded prompts."""
+    title = visible(" ".join(prompts[0].prompt.split()))
+    alone = len(prompts) == 1
+    body = [_article(facts, "" if alone else f"-{number}") for number, facts in enumerate(prompts)]
+    return document(title, body, stylesheet())
+
+
+def document(title: str, body: list[Html], sheet: str) -> str:
+    """Return a whole page with its policy and the one script.
+
+    Args:
+        title: what the browser's tab says; cut where it is long.
+        body: the articles.
+        sheet: the style sheet.
+    """
     script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
-    title = visible(" ".join(prompts[0].prompt.split()))
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -39,10 +52,8 @@ def html_page(prompts: list[Facts]) -> str:
         el("meta", name="color-scheme", content="light dark"),
         el("title", f"{title[:60]}{'…' if len(title) > 60 else ''} · optlens"),
         el("link", rel="icon", href="data:,"),
-        el("style", Html(stylesheet())),
+        el("style", Html(sheet)),
     )
-    alone = len(prompts) == 1
-    body = [_article(facts, "" if alone else f"-{number}") for number, facts in enumerate(prompts)]
     foot = el("footer", "Made by optlens. This page loads nothing and sends nothing.")
     # The script is part of the policy, so it is written as it was hashed.
     page = el(

@@ -1,4 +1,4 @@
-"""Draw attention patterns as small PNG files, without matplotlib and the same on every machine.
+"""Draw attention patterns and large sweeps as small PNG files, without matplotlib and the same on every machine.
 
 A pattern of T tokens is a picture of at most T x T pixels that the browser enlarges, so a page with
 some hundred heads stays small. The file has a palette: 64 steps of the theme's ramp and one colour for
@@ -34,6 +34,25 @@ def attention_png(pattern: np.ndarray, look: Style, most: int | None = None, zoo
     palette.append(mix((look.masked, look.masked), 0.0))
     enlarged = levels.repeat(zoom, axis=0).repeat(zoom, axis=1)
     return "data:image/png;base64," + base64.b64encode(_png(enlarged, palette)).decode("ascii")
+
+
+def sweep_png(effect: np.ndarray, limit: float, look: Style, most: int = 1024) -> str:
+    """Return a table of signed numbers as a data URI, a pixel for each cell.
+
+    Args:
+        effect: numbers [row, column]; NaN gets the colour of masked cells.
+        limit: where the colours end, on both sides of zero.
+        look: the theme whose colours to take.
+        most: shrink to at most this many pixels a side, each the block's number furthest from zero.
+    """
+    above, below = (pool_max(np.maximum(sign * effect, 0.0), most) for sign in (1, -1))
+    small = np.where(np.nan_to_num(above) >= np.nan_to_num(below), above, -below)
+    share = np.clip(np.nan_to_num(small) / limit, -1.0, 1.0)
+    levels = np.rint((share + 1) * _STEPS / 2).astype(np.uint8)  # zero is a step of its own
+    levels[np.isnan(small)] = _STEPS + 1
+    palette = [mix(look.diverging, step / _STEPS) for step in range(_STEPS + 1)]
+    palette.append(mix((look.masked, look.masked), 0.0))
+    return "data:image/png;base64," + base64.b64encode(_png(levels, palette)).decode("ascii")
 
 
 def _png(levels: np.ndarray, palette: list[tuple[int, int, int]]) -> bytes:

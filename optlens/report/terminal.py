@@ -10,7 +10,7 @@ import unicodedata
 from optlens.plots.draw import percent
 from optlens.report.facts import Facts
 
-_BOLD, _DIM, _WARM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
+BOLD, DIM, WARM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[33m", "\x1b[0m"
 _ASCII = {
     "·": "_",
     "↵": "\\n",
@@ -42,36 +42,46 @@ def text_of(facts: Facts, width: int = 80, color: bool = False, encoding: str = 
         if facts.answer is not None:
             parts.append(_next(facts, width))
         parts.append(_table(facts, width))
-    text = "\n".join(parts)
+    return finished("\n".join(parts), color, encoding)
+
+
+def finished(text: str, color: bool, encoding: str) -> str:
+    """Return marked text as the terminal takes it: without marks if it shows no colour."""
     if not color:
-        for code in (_BOLD, _DIM, _WARM, _PLAIN):
+        for code in (BOLD, DIM, WARM, PLAIN):
             text = text.replace(code, "")
     return encodable(text, encoding)
 
 
-def _prompt(facts: Facts, width: int) -> str:
-    """Return the tokens of the prompt, separated so that each can be told from the next."""
-    lines, line = [], "Prompt   "
-    for label in facts.tokens:
+def token_lines(name: str, labels: list[str], width: int) -> list[str]:
+    """Return the tokens of a prompt, separated so that each can be told from the next."""
+    lines, line = [], f"{name:<9}"
+    for label in labels:
         label = f" {cut(label, width - 12)}"
         if columns(line + label) > width:
             lines.append(line)
             line = " " * 9
         line += label
+    return [*lines, line]
+
+
+def _prompt(facts: Facts, width: int) -> str:
+    """Return the tokens of the prompt and what they went through."""
+    lines = token_lines("Prompt", facts.tokens, width)
     count = len(facts.tokens)
     tokens = "1 token" if count == 1 else f"{count} tokens"
     size = f"{tokens} through {facts.shape}"
-    return "\n".join([*lines, line, size.rjust(len(size) + min(10, max(0, width - len(size)))), ""])
+    return "\n".join([*lines, size.rjust(len(size) + min(10, max(0, width - len(size)))), ""])
 
 
 def _next(facts: Facts, width: int) -> str:
     """Return the most likely next tokens with bars."""
-    lines = [f"{_BOLD}What comes next{_PLAIN}"]
+    lines = [f"{BOLD}What comes next{PLAIN}"]
     room = max(width - _WORD - 14, 4)
     for rank, (word, share) in enumerate(zip(facts.answer.words, facts.answer.probs, strict=True)):
         bar = "█" * round(float(share) * min(room, 40))
         line = f"  {padded(word, _WORD)}{percent(float(share)):>8}  {bar}".rstrip()
-        lines.append(f"{_WARM}{line}{_PLAIN}" if rank == 0 else line)
+        lines.append(f"{WARM}{line}{PLAIN}" if rank == 0 else line)
     return "\n".join([*lines, ""])
 
 
@@ -92,10 +102,10 @@ def _table(facts: Facts, width: int) -> str:
     if answer is not None:
         head = f"{head}{'rank':>{ranks - 2}}"
     lines = [
-        f"{_BOLD}Logit lens at {where}: what it would say if it stopped after each layer{_PLAIN}"
+        f"{BOLD}Logit lens at {where}: what it would say if it stopped after each layer{PLAIN}"
         if width >= 74
-        else f"{_BOLD}Logit lens at {where}{_PLAIN}",
-        f"{_DIM}{head}{_PLAIN}",
+        else f"{BOLD}Logit lens at {where}{PLAIN}",
+        f"{DIM}{head}{PLAIN}",
     ]
     for row, name in enumerate(lens.rows):
         line = f"{name:<{names}}"
@@ -103,14 +113,14 @@ def _table(facts: Facts, width: int) -> str:
             word, share = lens.words[row][-1][place], float(lens.probs[row, -1, place])
             cell = f"{padded(word, _WORD)}{percent(share):>8}  "
             is_answer = answer is not None and word == answer.words[0]
-            mark = _WARM if is_answer else _DIM if share < 0.05 else ""
-            line += f"{mark}{cell}{_PLAIN}" if mark else cell
+            mark = WARM if is_answer else DIM if share < 0.05 else ""
+            line += f"{mark}{cell}{PLAIN}" if mark else cell
         if answer is not None:
             rank = int(answer.row_ranks[row])
             line += f"{rank + 1 if rank >= 0 else '>' + str(len(answer.words)):>{ranks - 2}}"
         lines.append(line.rstrip())
     if answer is not None:
-        lines.append(f"{_DIM}rank: of {cut(answer.words[0], width - 28)}, the final answer{_PLAIN}")
+        lines.append(f"{DIM}rank: of {cut(answer.words[0], width - 28)}, the final answer{PLAIN}")
     return "\n".join([*lines, ""])
 
 

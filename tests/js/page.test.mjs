@@ -25,10 +25,10 @@ class FakeElement {
 }
 
 /** Run the script on a lens table of 2 x 3 cells; the window is 500 x 400. */
-function open() {
+function open(more = "") {
   const cells = [0, 1].map((row) => [0, 1, 2].map((column) => {
     const cell = new FakeElement("td");
-    cell.title = `cell ${row} ${column}\n62.5 %  a  b\n5 %  <b>`;
+    cell.title = `cell ${row} ${column}\n62.5 %  a  b\n5 %  <b>${row ? "" : more}`;
     cell.box = { left: 200 * column, top: 200 * row, bottom: 200 * row + 20 };
     return cell;
   }));
@@ -62,6 +62,14 @@ test("the card says what the title said, as text", () => {
   assert.deepEqual(lines.map((line) => line.style["--w"]), ["62.5%", "5%"]);
   cells[0][1].heard.mouseleave();
   assert.equal(card.hidden, true);
+});
+
+test("numbers that are no shares get no bar", () => {
+  const { cells, card } = open("\n-8.25  logit_diff");
+  cells[0][0].heard.mouseenter();
+  const line = card.children.at(-1);
+  assert.deepEqual(line.children.map((part) => part.textContent), ["logit_diff", "-8.25"]);
+  assert.equal(line.style["--w"], "0%");
 });
 
 test("a cell keeps its words for a screen reader and loses the browser's own card", () => {
