@@ -22,7 +22,12 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata = {}
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=600,
+        resources={"metadata": {"path": str(HERE)}},
+        coalesce_streams=True,  # else what a cell prints is cut in pieces by how fast it was
+    ).execute()
     for cell in notebook.cells:
         cell.metadata = {}  # the times at which it ran
     notebook.metadata = {

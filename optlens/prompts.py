@@ -75,7 +75,8 @@ def ioi(
             "abc": all three names become fresh ones, different from each other: no answer;
             "third": the second S becomes a third person: no answer;
             "random": S and IO become two fresh names in the same places;
-            "swap": IO and the first S change places: the answer stays.
+            "swap": IO and the first S change places: the answer stays;
+            "io": IO becomes a third person, who is then the answer, and the wrong one here.
         frames: Sentences with the fields {A}, {B} (first and second name) and {S}, and if wanted
             {place} and {object}; those of `optlens.prompt_words` unless given.
         names: First names to draw from.
@@ -94,7 +95,7 @@ def ioi(
     """
     tokenizer = tokenizer_of(model)
     check_choice("order", order, ("mixed", "ABBA", "BABA"))
-    check_choice("corruption", corruption, ("flip", "abc", "third", "random", "swap"))
+    check_choice("corruption", corruption, ("flip", "abc", "third", "random", "swap", "io"))
     frames = checked_frames(frames or words.IOI_FRAMES, ("A", "B", "S"), ("place", "object"))
     names = single_words(
         tokenizer, words.GIRLS + words.BOYS if names is None else names, "names", 5
@@ -112,6 +113,7 @@ def ioi(
             "third": (io, s, fresh[0]),
             "random": (fresh[0], fresh[1], fresh[1]),
             "swap": (s, io, s),
+            "io": (fresh[0], s, s),
         }[corruption]
         at = ("A", "B", "S") if kind == "ABBA" else ("B", "A", "S")
         scene = {"place": rng.choice(places), "object": rng.choice(objects)}
@@ -120,7 +122,7 @@ def ioi(
             scene | dict(zip(at, (io, s, s), strict=True)),
             scene | dict(zip(at, new, strict=True)),
             f" {io}",
-            f" {s}",
+            f" {fresh[0] if corruption == 'io' else s}",
             kind,
             {"IO": (at[0], 0), "S1": (at[1], 0), "S1+1": (at[1], 1), "S2": (at[2], 0)},
             ("A", "B", "S"),
@@ -132,6 +134,7 @@ def ioi(
         "third": "the second subject is a third person, no answer",
         "random": "two fresh names in the same places",
         "swap": "the first two names change places",
+        "io": "the indirect object is a third person, so the answer is that person",
     }[corruption]
     settings = {"order": order, "corruption": corruption}
     return build(model, "ioi", n, seed, draw, settings, note)

@@ -20,8 +20,10 @@ def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_there_are_notebooks():
+def test_there_are_notebooks_and_the_readme_names_them():
     assert "00_quick_tour" in [path.stem for path in NOTEBOOKS]
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in NOTEBOOKS if f"(notebooks/{path.name})" not in readme] == []
 
 
 def test_stored_as_run_from_top_to_bottom(notebook):

@@ -51,6 +51,9 @@ def every_figure(tokens: list[str], look: str):
         "lens_trace": plots.lens_trace(
             {f"{i}{t}": table[:, 0] for i, t in enumerate(tokens[:6])}, style=look
         ),
+        "estimate_scatter": plots.estimate_scatter(
+            table[0], {t: table[i] for i, t in enumerate(tokens[:6])}, names=tokens, style=look
+        ),
         "next_tokens": plots.next_tokens(tokens[:5], table[0, :5], style=look),
     }
 
@@ -127,6 +130,11 @@ def test_scores_of_both_signs_have_equal_limits():
     assert (norm.vmin, norm.vmax) == (-2.0, 2.0)
     norm = plots.head_scores([[0.5, 2.0]]).axes[0].images[0].norm
     assert (norm.vmin, norm.vmax) == (0.0, 2.0)
+
+
+def test_a_score_that_rounds_to_zero_has_no_sign():
+    words = plots.head_scores([[-0.001, 2.0]]).axes[0].texts
+    assert [word.get_text() for word in words] == ["0.00", "2.00"]
 
 
 # --- what is drawn is what was given -----------------------------------------------------------

@@ -134,7 +134,7 @@ def test_ioi_mixes_both_orders_equally(demo):
     assert made.of_kind("BABA") == made[1::2]
 
 
-@pytest.mark.parametrize("corruption", ["flip", "abc", "third", "random", "swap"])
+@pytest.mark.parametrize("corruption", ["flip", "abc", "third", "random", "swap", "io"])
 def test_ioi_corruptions(model, corruption):
     made = prompts.ioi(model, 12, corruption=corruption)
     for number, pair in enumerate(made):
@@ -151,6 +151,10 @@ def test_ioi_corruptions(model, corruption):
             assert (new_io, new_s1) == (io, s) and new_s2 not in (io, s)
         elif corruption == "random":
             assert new_s1 == new_s2 and len({io, s, new_io, new_s1}) == 4
+        elif corruption == "io":
+            old_s = words_at(model, [pair.clean], [pair.spans["S1"]])[0]
+            assert (new_s1, new_s2) == (old_s, old_s)
+            assert new_io == s and len({io, s, old_s}) == 3
         else:
             assert (new_io, new_s1, new_s2) == (s, io, s)
 

@@ -9,13 +9,14 @@ nowhere, so nothing has to be closed, and a notebook shows it as the last value 
 from optlens.plots.attention import attention_grid, attention_head, head_scores
 from optlens.plots.stream import lens_heatmap, lens_trace, next_tokens, residual_norms
 from optlens.plots.style import STYLES, Style
-from optlens.plots.sweep import sweep_heatmap
+from optlens.plots.sweep import estimate_scatter, sweep_heatmap
 
 __all__ = [
     "STYLES",
     "Style",
     "attention_grid",
     "attention_head",
+    "estimate_scatter",
     "head_scores",
     "lens_heatmap",
     "lens_trace",

@@ -181,7 +181,8 @@ def head_scores(
     draw.tick_labels(axes, "y", draw.labels(layers, n_layers, "layers"), look, 8)
     draw.rule_cells(axes, look)
     decimals = 2 if limit < 10 else 1 if limit < 100 else 0
-    words = [["" if np.isnan(v) else f"{v:.{decimals}f}" for v in row] for row in values]
+    rounded = np.round(values, decimals) + 0.0  # no minus sign before a zero
+    words = [["" if np.isnan(v) else f"{v:.{decimals}f}" for v in row] for row in rounded]
     draw.write_words(axes, words, look, 7)
     draw.heading(figure, title, look, "Rows: layers. Columns: heads.")
     draw.add_colorbar(figure, picture, label, look, top, float(np.clip(height, 1.2, 2.2)))

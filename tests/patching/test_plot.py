@@ -46,6 +46,27 @@ def test_one_axis_is_a_row_and_three_are_panels():
     assert "c1" in texts(figure.axes[1])
 
 
+def test_the_name_of_a_panel_stands_above_the_column_labels():
+    figure = plots.sweep_heatmap(torch.ones(2, 2, 4), panels=["one", "two"])
+    figure.canvas.draw()
+    (name,) = figure.axes[0].texts[-1:]
+    assert name.get_text() == "one"
+    ticks = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert name.get_window_extent().y0 > max(box.y1 for box in ticks) - 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12])
+def test_the_colour_bar_is_inside_the_figure(rows):
+    figure = plots.sweep_heatmap(torch.ones(rows, 3), columns=["incomprehensible", "b", "c"])
+    assert all(axes.get_position().y0 > 0 for axes in figure.axes)
+
+
+@pytest.mark.parametrize(("least", "shown"), [(0.0, 0.0), (-1.0, -4.0)])
+def test_the_colour_bar_has_no_blue_where_nothing_is_negative(least, shown):
+    figure = plots.sweep_heatmap([[least, 4.0]])
+    assert figure.axes[-1].get_ylim() == (shown, 4.0)
+
+
 def test_values_that_are_missing_are_masked():
     result = make_result("layer", "pos")
     result.per_prompt[1, 2] = torch.nan
@@ -65,3 +86,29 @@ def test_zero_has_the_colour_of_the_paper_whatever_the_values():
     assert picture.to_rgba(0.0)[:3] == pytest.approx((1, 1, 1), abs=0.01)
     with pytest.raises(ValueError, match="rows has 1 entries for 2"):
         plots.sweep_heatmap([[0.0], [1.0]], rows=["a"])
+
+
+def test_a_scatter_shows_each_estimate_over_the_truth_and_names_the_worst():
+    truth = torch.tensor([[0.0, 1.0], [2.0, float("nan")]])
+    estimates = {"AtP": [[0.1, 1.0], [-1.0, 5.0]], "AtP*": truth * 2}
+    figure = plots.estimate_scatter(truth, estimates, names="abcd", named=2)
+    axes = figure.axes[0]
+    drawn = [points.get_offsets().data.tolist() for points in axes.collections]
+    assert drawn[0][:3] == [[0.0, 0.1], [1.0, 1.0], [2.0, -1.0]]
+    assert drawn[1][:3] == [[0.0, 0.0], [1.0, 2.0], [2.0, 4.0]]
+    assert [text.strip() for text in texts(axes)] == ["c", "b"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AtP", "AtP*"]
+    assert axes.get_xlim() == axes.get_ylim()
+    assert axes.get_xlim()[0] < -1 and axes.get_xlim()[1] > 5
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == list(line.get_ydata())
+
+
+def test_a_scatter_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="truth has 2 places and the estimates {'AtP': 3}"):
+        plots.estimate_scatter([0.0, 1.0], {"AtP": [0.0, 1.0, 2.0]})
+    with pytest.raises(ValueError, match="1 to 6 estimates, not 0"):
+        plots.estimate_scatter([0.0], {})
+    with pytest.raises(ValueError, match="names has 1 entries for 2"):
+        plots.estimate_scatter([0.0, 1.0], {"AtP": [0.0, 1.0]}, names=["a"])
+    assert texts(plots.estimate_scatter([1.0], {"AtP": [3.0]}).axes[0]) == []  # no names, no words
