@@ -78,13 +78,28 @@ def select(selection: Selection, size: int, what: str) -> list[int]:
     return _checked(_whole_numbers(selection, what), selection, size, what)
 
 
+def show(selection: Any) -> str:
+    """Write a selection as a user would: `range(0, 4)` for (0, 1, 2, 3)."""
+    if type(selection) is tuple:
+        numbers = [item for item in selection if isinstance(item, int)]
+        if len(numbers) == len(selection) > 2:
+            run = range(numbers[0], numbers[0] + len(numbers))
+            if selection == tuple(run):
+                return repr(run)
+        return f"[{', '.join(map(show, selection))}]"
+    if isinstance(selection, slice):
+        parts = [selection.start, selection.stop, selection.step]
+        return f"slice({', '.join(map(str, parts if selection.step else parts[:2]))})"
+    return repr(selection)
+
+
 def _checked(chosen: list[int], selection: Selection, size: int, what: str) -> list[int]:
     if not chosen:
-        raise InputError(f"{what}={selection!r} selects nothing; there are {size}.")
+        raise InputError(f"{what}={show(selection)} selects nothing; there are {size}.")
     for index in chosen:
         if not -size <= index < size:
             raise InputError(
-                f"{what}={selection!r} asks for {index}, but there are {size}: "
+                f"{what}={show(selection)} asks for {index}, but there are {size}: "
                 f"0 to {size - 1}, or -1 to -{size} from the end."
             )
     return [index % size for index in chosen]
@@ -148,7 +163,7 @@ def _of_slice(pos: slice, lengths: list[int]) -> list[int]:
     if all(numbers == from_end[0] for numbers in from_end):
         return from_end[0]
     raise InputError(
-        f"pos={pos!r} selects {', '.join(str(len(numbers)) for numbers in chosen)} positions in "
+        f"pos={show(pos)} selects {', '.join(str(len(numbers)) for numbers in chosen)} positions in "
         f"prompts of {', '.join(map(str, lengths))} tokens, not the same ones in each: choose "
         f"such that every prompt has them (the shortest has {min(lengths)}), or take pos=None "
         "for all, padding included."

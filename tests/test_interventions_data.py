@@ -15,6 +15,7 @@ import optlens
 from optlens import Ablate, Freeze, Knockout, Patch, Scale, Steer
 from optlens.checks import InputError
 from optlens.interventions.address import SITES
+from optlens.interventions.held import HeldRun
 
 CLOSE = TOL[torch.float32]
 IDS = torch.randint(3, 101, (2, 7), generator=torch.manual_seed(5))
@@ -90,6 +91,28 @@ def test_equal_if_and_only_if_they_do_the_same():
     assert Scale("z", factor=2) != Knockout(key=0) != "z"
     assert hash(Scale("z", factor=2)) == hash(Scale("z", factor=2.0))
     assert len(set(everything)) == len(everything)
+
+
+def test_sites_have_the_short_names_of_hooks_too():
+    others = {"pre": "mlp_pre", "post": "mlp_post", "scores": "attn_scores"}
+    for other, site in others.items():
+        assert Scale(other, factor=2) == Scale(site, factor=2)
+
+
+def test_frozen_runs_are_equal_by_numbers_and_padding():
+    name = "blocks.0.attn.hook_z"
+    values, real = torch.ones(1, 7, 4, 8), torch.ones(1, 7, dtype=torch.bool)
+    values[0, 0] = torch.nan
+    other = real.clone()
+    other[0, 0] = False
+
+    def frozen(real, values=values):
+        return Freeze("z", source=HeldRun({name: values.clone()}, real))
+
+    assert frozen(real) == frozen(real.clone())  # NaN is what is there, and equal to itself
+    assert frozen(real) != frozen(other)
+    assert frozen(real) != frozen(None)
+    assert frozen(real) != frozen(real, values.nan_to_num())
 
 
 def test_they_cannot_be_changed():
@@ -225,8 +248,9 @@ def test_what_no_model_could_do_is_refused_at_once(make, message):
     ("each", "message"),
     [
         (Scale("z", layer=2, factor=0), "layer=2 asks for 2, but there are 2: 0 to 1, or -1 to -2"),
-        (Scale("z", layer=[0, -3], factor=0), "asks for -3"),
-        (Scale("z", layer=slice(2, None), factor=0), "chooses nothing; there are 2"),
+        (Scale("z", layer=[0, -3], factor=0), r"layer=\[0, -3\] asks for -3"),
+        (Scale("z", layer=range(1, 40), factor=0), r"layer=range\(1, 40\) asks for 2"),
+        (Scale("z", layer=slice(2, None), factor=0), "selects nothing; there are 2"),
         (Scale("z", head=4, factor=0), "head=4 asks for 4, but there are 4"),
         (Knockout(heads=[4], key=0), "asks for 4, but there are 4"),
         (Scale("mlp_post", neuron=64, factor=0), "neuron=64 asks for 64, but there are 64"),

@@ -88,6 +88,14 @@ def test_tokens_by_text(model):
     assert changed(model, [TEXT, "he the cat"], " the") == [[6], [8]]
 
 
+def test_padding_that_spells_the_text_is_not_meant(model):
+    """A batch may be padded with any token; only the mask says what is real."""
+    token = model.to_single_token(" cat")
+    ids = IDS.clone()
+    ids[0, 0] = ids[0, 4] = ids[1, 5] = token
+    assert changed(model, ids, " cat", LEFT) == [[4], [5]]
+
+
 def test_tokens_that_are_not_there_once_are_refused(model):
     with pytest.raises(InputError, match=r"occurs 2 times in prompt 0, at positions \[3, 9\]; say"):
         changed(model, TEXT, " cat")
@@ -240,6 +248,28 @@ def test_a_token_is_looked_up_in_the_prompt_only(model):
             beams = model(again.repeat(3, 1), past_key_values=cache).logits[:, -1]
     torch.testing.assert_close(after, expected, **CLOSE)
     torch.testing.assert_close(beams, expected.expand(3, -1), **CLOSE)
+
+
+def test_rows_that_go_on_from_one_prompt_keep_its_values_and_tokens(model):
+    """Two prompts of three beams each: rows 0 to 2 are of the first, 3 to 5 of the second."""
+    vectors = torch.stack([VECTOR, -2 * VECTOR])[:, None]  # batch pos d_model
+    spans = {"old": [[0, 1], [2, 3]]}
+    stack = [Steer(layer=0, vector=vectors), Knockout(query=-1, key="old")]
+    prompt, more = IDS[:, :6], torch.tensor([[20], [21], [22], [23], [24], [25]])
+    with torch.no_grad():
+        with model.intervene(stack, spans=spans):
+            cache = model(prompt, use_cache=True).past_key_values
+            for layer, (keys, values) in list(cache._layers.items()):
+                beams = (each.repeat_interleave(3, dim=0) for each in (keys, values))
+                cache._layers[layer] = tuple(beams)
+            ours = model(more, past_key_values=cache).logits[:, -1]
+        for row in range(6):
+            own = row // 3
+            alone = [Steer(layer=0, vector=vectors[own]), Knockout(query=-1, key="old")]
+            with model.intervene(alone, spans={"old": [spans["old"][own]]}):
+                cache = model(prompt[own : own + 1], use_cache=True).past_key_values
+                expected = model(more[row : row + 1], past_key_values=cache).logits[0, -1]
+            torch.testing.assert_close(ours[row], expected, **CLOSE)
 
 
 def test_a_prompt_that_was_run_before_cannot_be_searched(model):

@@ -62,6 +62,19 @@ def test_mean_over_prompts_and_positions(site, variant, monkeypatch):
     torch.testing.assert_close(ours, edited(model, patch), **CLOSE)
 
 
+def test_means_in_half_precision_are_summed_in_float64():
+    """Many values of one sign, added up in float16, would soon be infinite."""
+    model = random_model(tiny_config(), torch.float16)
+    address = Scale("resid_post", layer=1, factor=0).address
+    many = torch.randint(3, 101, (40, 20), generator=torch.manual_seed(7))
+    values = at(model, many, "resid_post").double()
+    found = reference.mean_over_all(model, many, address)["blocks.1.hook_resid_post"]
+    torch.testing.assert_close(found, values.mean((0, 1)), rtol=1e-12, atol=1e-12)
+    by_position = reference.mean_of_positions(model, many, address).values
+    found = by_position["blocks.1.hook_resid_post"][0]
+    torch.testing.assert_close(found, values.mean(0), rtol=1e-12, atol=1e-12)
+
+
 def test_mean_of_chosen_heads_and_neurons():
     model = build()
     z, post = at(model, OTHERS, "z").mean((0, 1)), at(model, OTHERS, "mlp_post").mean((0, 1))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from optlens import checks
 from optlens.config import OPTConfig
 from optlens.names import get_act_name
+from optlens.selection import select, show
 
 
 class Occurrence(NamedTuple):
@@ -22,6 +23,10 @@ class Occurrence(NamedTuple):
 
     text: str
     nth: int
+
+    def __repr__(self) -> str:
+        """Write it as a user would."""
+        return f"({self.text!r}, {self.nth})"
 
 
 # What `as_index` and `as_place` return; users may also give ranges, lists, arrays and tensors.
@@ -116,7 +121,7 @@ class Address:
         """
         if self.site == "embed":
             return [get_act_name("embed")]
-        layers = resolve_index(self.layer, config.n_layers, "layer")
+        layers = select(self.layer, config.n_layers, "layer")
         return [get_act_name(self.site, layer) for layer in layers]
 
     def chosen(self, config: OPTConfig) -> tuple[int, list[int]] | None:
@@ -129,7 +134,7 @@ class Address:
         """
         for axis, size in (("head", config.n_heads), ("neuron", config.d_mlp)):
             if getattr(self, axis) is not None:
-                indices = resolve_index(getattr(self, axis), size, axis)
+                indices = select(getattr(self, axis), size, axis)
                 return 1 + SITES[self.site].index(axis), indices
         return None
 
@@ -192,48 +197,10 @@ def _one(item: Any, texts: bool) -> int | str | Occurrence | None:
     return operator.index(item)
 
 
-def resolve_index(chosen: Index, size: int, name: str) -> list[int]:
-    """Turn a choice into numbers from 0, checked against how many there are.
-
-    Raises:
-        InputError: If one is out of range, or a slice chooses nothing.
-    """
-    if chosen is None:
-        return list(range(size))
-    if isinstance(chosen, slice):
-        numbers = list(range(size))[chosen]
-        if not numbers:
-            raise checks.InputError(f"{name}={chosen!r} chooses nothing; there are {size}.")
-        return numbers
-    for number in items_of(chosen):
-        if not -size <= number < size:
-            raise checks.InputError(
-                f"{name}={show(chosen)} asks for {number}, but there are {size}: "
-                f"0 to {size - 1}, or -1 to -{size} from the end."
-            )
-    return [number % size for number in items_of(chosen)]
-
-
 def items_of(chosen: Any) -> tuple:
     """Return the single numbers or texts of a choice that is neither a slice nor None."""
     several = isinstance(chosen, tuple) and not isinstance(chosen, Occurrence)
     return chosen if several else (chosen,)
-
-
-def show(chosen: Any) -> str:
-    """Write a choice as a user would: `range(0, 4)` for (0, 1, 2, 3)."""
-    if isinstance(chosen, Occurrence):
-        return f"({chosen.text!r}, {chosen.nth})"
-    if isinstance(chosen, tuple):
-        numbers = [item for item in chosen if isinstance(item, int)]
-        run = range(chosen[0], chosen[0] + len(chosen)) if len(numbers) == len(chosen) else ()
-        if len(chosen) > 2 and chosen == tuple(run):
-            return repr(run)
-        return f"[{', '.join(map(show, chosen))}]"
-    if isinstance(chosen, slice):
-        parts = [chosen.start, chosen.stop]
-        return f"slice({', '.join(map(str, [*parts, chosen.step] if chosen.step else parts))})"
-    return repr(chosen)
 
 
 def encode(chosen: Any) -> Any:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.cache import ActivationCache
-from optlens.interventions.address import SITES, Index, resolve_index
+from optlens.interventions.address import SITES, Index
 from optlens.names import get_act_name
 from optlens.recording import Recording
+from optlens.selection import select
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ def held_run(source: Recording | Mapping[str, Tensor], site: str, layer: Index) 
         pattern = re.compile(re.escape(get_act_name(site, 0)).replace("0", r"\d+", 1))
         wanted = [name for name in known if pattern.fullmatch(name)]
     else:
-        wanted = [get_act_name(site, i) for i in resolve_index(layer, n_layers, "layer")]
+        wanted = [get_act_name(site, i) for i in select(layer, n_layers, "layer")]
     missing = [name for name in wanted if name not in known]
     if missing or not wanted:
         what = missing[0] if missing else f"hooks of {site!r}"

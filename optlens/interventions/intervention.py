@@ -17,10 +17,10 @@ from optlens.interventions.address import (
     as_index,
     as_place,
     encode,
-    show,
     site_named,
 )
 from optlens.interventions.held import HeldRun
+from optlens.selection import show
 
 Prompts = tuple[str, ...] | Tensor
 # Field names, by what they hold.

@@ -13,10 +13,11 @@ from typing import Literal
 from torch import Tensor
 
 from optlens import checks
-from optlens.interventions.address import EDGES, SITES, Address, Index, Place, as_index, show
+from optlens.interventions.address import EDGES, SITES, Address, Index, Place, as_index
 from optlens.interventions.held import HeldRun, held_run
 from optlens.interventions.intervention import Intervention, Prompts, as_prompts, check_numbers
 from optlens.recording import Recording
+from optlens.selection import show
 
 MODES = ("zero", "mean", "resample")
 

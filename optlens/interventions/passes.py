@@ -18,7 +18,8 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.inputs import Inputs
-from optlens.interventions.address import Occurrence, Place, items_of, show
+from optlens.interventions.address import Occurrence, Place, items_of
+from optlens.selection import show
 from optlens.tokenizer import OPTTokenizer
 
 Spans = Mapping[str, Any]

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.config import OPTConfig
-from optlens.interventions.address import SITES, Address, show
+from optlens.interventions.address import SITES, Address
 from optlens.interventions.held import HeldRun
 from optlens.interventions.passes import Chosen, Pass
 from optlens.names import shape_of
+from optlens.selection import show
 
 PLACES = ("pos", "query", "key")
 

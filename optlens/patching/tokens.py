@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.attention_mask import real_tokens
+from optlens.logit_math import widened
 from optlens.names import get_act_name
 from optlens.patching.gradients import differentiable_metric, graph_run
 from optlens.patching.measure import AnyMetric
@@ -69,7 +70,8 @@ def token_attribution(
         model: The model.
         prompt: Text, a list of texts, or token ids.
         metric: One of `optlens.metrics` that has a gradient, or a function of logits
-            `[prompts, pos, d_vocab]` that returns a scalar or `[prompts]`.
+            `[prompts, pos, d_vocab]` that returns a scalar, or `[prompts]` of which each rests on
+            the logits of its own prompt.
         method: "input_x_gradient" is the difference between a token's embedding and the baseline,
             times the metric's gradient at it. "integrated_gradients" (Sundararajan et al. 2017,
             arXiv 1703.01365) takes the mean gradient on the straight line between the two, so that
@@ -112,10 +114,10 @@ def token_attribution(
         bound = bound.with_clean(logits) if bound.needs_clean else bound
         ends = [graph_run(model, tokens, mask, bound, [name], each) for each in (embed, start)]
         points = [(i + 0.5) / steps for i in range(steps)] if integrated else [1.0]
-        gradient = torch.zeros_like(embed)
+        gradient = widened(torch.zeros_like(embed))  # many small terms: half precision would not do
         for point in points:
             run = graph_run(model, tokens, mask, bound, [name], torch.lerp(start, embed, point))
-            gradient += run.gradients(run.total, [name])[name] / len(points)
+            gradient.add_(run.gradients(run.total, [name])[name], alpha=1 / len(points))
         real = real_tokens(tokens, mask)
         values = ((embed - start) * gradient).sum(-1).masked_fill(~real, 0.0)
     about = {"method": method, "metric": str(metric), "tokens": tokens.tolist()}

@@ -85,6 +85,85 @@ def test_several_sites_and_chosen_entries():
     assert_same_changes(estimate, truth, "denoise", 1e-3)
 
 
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_positions_carry_the_tokens_of_the_run_that_is_written_into(direction):
+    model = make_model()
+    clean, corrupt, _, _ = make_prompts()
+    arguments = (model, clean[:1], corrupt[:1], "z", ("layer", "pos"), METRIC)
+    estimate = attribution_patch(*arguments, direction=direction)
+    truth = patch_sweep(*arguments, direction=direction, progress=False)
+    assert estimate.labels == truth.labels
+    base = corrupt if direction == "denoise" else clean
+    assert estimate.labels["pos"][3] == f"3: ⟨{base[0, 3]}⟩"
+
+
+@pytest.mark.parametrize("site", ["q", "k", "resid_pre", "embed"])
+@pytest.mark.parametrize("variant", ["pre-LN", "350m"])
+def test_padded_prompts_get_what_they_get_alone(site, variant, monkeypatch):
+    model = make_model(**VARIANTS[variant])
+    clean, corrupt, mask, _ = make_prompts(padded=True)
+    over = {"resid_pre": ("layer", "pos"), "embed": ("pos",)}.get(site, ("layer", "head", "pos"))
+    names = padded_as_text(model, monkeypatch, clean, corrupt, mask)
+    # counted from the end they are in the same columns of both prompts, from the start in others
+    for method, places in [("atp", [1, 3]), ("atp+qk", [1, 3]), ("atp*", range(-4, 0))]:
+        arguments = {"method": method, "positions": places}
+        together = attribution_patch(model, *names, site, over, METRIC, **arguments)
+        for row, real in enumerate(mask.bool()):
+            pair = clean[row, real][None], corrupt[row, real][None]
+            alone = attribution_patch(model, *pair, site, over, METRIC, **arguments)
+            torch.testing.assert_close(alone.per_prompt[..., 0], together.per_prompt[..., row])
+
+
+def patterns_of_patched(model, base, source, site, place, layer):
+    """Run with queries or keys of one place patched, and return the pattern that comes of it."""
+    name, pattern = get_act_name(site, layer), get_act_name("pattern", layer)
+    values, kept = model.run_with_cache(source, name)[1][name], {}
+
+    def write(value, hook):
+        value[:, *place] = values[:, *place]
+
+    def keep(value, hook):
+        kept["pattern"] = value.clone()
+
+    with torch.no_grad():
+        model.run_with_hooks(base, fwd_hooks=[(name, write), (pattern, keep)])
+    return kept["pattern"]
+
+
+@pytest.mark.parametrize("method", ["atp+qk", "atp*"])
+@pytest.mark.parametrize("variant", ["pre-LN", "350m"])
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_queries_and_keys_count_by_the_pattern_that_they_make(site, variant, method):
+    """In every layer: the pattern of a true run, less the unpatched one, times the gradient."""
+    model = make_model(**VARIANTS[variant])
+    clean, corrupt, _, _ = make_prompts()
+    names = [get_act_name("pattern", layer) for layer in range(3)]
+
+    def gradients(held):
+        kept = {}
+        hooks = [(n, lambda value, hook: value.detach()) for n in held]
+        hooks += [(n, lambda value, hook: kept.setdefault(hook.name, value)) for n in names]
+        value = last_difference(model.run_with_hooks(corrupt, fwd_hooks=hooks)).sum()
+        found = torch.autograd.grad(value, [kept[n] for n in names], materialize_grads=True)
+        return [kept[n].detach() for n in names], found
+
+    before, plain = gradients([])
+    held = [[get_act_name(part, layer) for part in ("attn_out", "mlp_out")] for layer in range(3)]
+    dropped = [gradients(each)[1] for each in held]
+    result = attribution_patch(
+        model, clean, corrupt, site, ("layer", "pos", "head"), METRIC, method
+    )
+    change = result.per_prompt - result.corrupt_per_prompt
+    for layer, pos, head in [(0, 1, 2), (0, 3, 0), (1, 4, 3), (1, 1, 1), (2, 3, 1), (2, 5, 0)]:
+        after = patterns_of_patched(model, corrupt, clean, site, (pos, head), layer)
+        moved = after - before[layer]
+        expected = (moved * plain[layer]).sum((1, 2, 3))
+        if method == "atp*":
+            size = sum((moved * each[layer]).sum((1, 2, 3)).abs() for each in dropped) / 2
+            expected = torch.where(expected < 0, -size, size)
+        torch.testing.assert_close(change[layer, pos, head], expected)
+
+
 def make_linear_end():
     """A model in which the logits are linear in what the last block's attention adds."""
     model = make_model(_remove_final_layer_norm=True)
@@ -158,6 +237,17 @@ def test_one_key_at_a_time_equals_a_softmax_for_each(dtype, size):
     # scores reach 500 and are rounded to 2**-24 of that in float32
     atol = 1e-12 if dtype == torch.float64 else 1e-3
     torch.testing.assert_close(found.double(), expected, atol=atol, rtol=0)
+
+
+def test_the_softmax_of_half_precision_is_computed_in_float32():
+    from optlens.attention_mask import AttentionMask
+
+    given = [torch.randn(1, 5, 2, 4).bfloat16() for _ in range(3)]
+    gradient = torch.randn(1, 2, 5, 5).bfloat16()
+    mask = AttentionMask(None, 1, 5, 5, gradient.device)
+    for effect in ("query_effect", "all_keys_effect", "single_key_effect"):
+        found = getattr(softmax_fix, effect)(*given, gradient, mask, 0.5)
+        assert found.dtype == torch.float32, effect
 
 
 @pytest.mark.parametrize(("site", "streams"), [("z", 2), ("resid_mid", 3), ("mlp_post", 2)])

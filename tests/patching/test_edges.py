@@ -279,8 +279,18 @@ def test_the_divergence_from_the_clean_run_needs_integrated_gradients():
     clean, corrupt, _, _ = make_prompts()
     with pytest.raises(InputError, match="eap-ig"):
         edge_attribution(model, clean, corrupt, metrics.kl())
+    with pytest.raises(InputError, match="vanishes there"):
+        edge_attribution(model, clean, corrupt, metrics.kl(), "eap-ig", steps=1)
     scores = edge_attribution(model, clean, corrupt, metrics.kl(), "eap-ig")
     assert scores.scores.abs().max() > 1e-3
+    with torch.no_grad():
+        target = model(clean).logits[:, -1].log_softmax(-1)
+
+    def divergence(logits):
+        return (target.exp() * (target - logits[:, -1].log_softmax(-1))).sum(-1)
+
+    by_hand = edge_attribution(model, clean, corrupt, divergence, "eap-ig")
+    torch.testing.assert_close(scores.scores, by_hand.scores)
     result = faithfulness(model, clean, corrupt, scores, metrics.kl(), [200])
     assert result.clean == pytest.approx(0, abs=1e-12)
 
@@ -366,6 +376,7 @@ def test_a_curve_has_both_ends_and_is_saved(tmp_path):
     assert counts[0] == 1
     assert counts[-1] == int(scores.graph.exists.sum())
     assert counts == sorted(counts)
+    assert result.labels["edges"] == [str(count) for count in counts]
     assert float(result.normalized[-1]) == pytest.approx(1)
     result.save(tmp_path / "curve.safetensors")
     assert torch.equal(PatchResult.load(tmp_path / "curve.safetensors").values, result.values)
@@ -385,6 +396,25 @@ def test_the_largest_edges_come_first():
     scores[0, 0], scores[1, 3], scores[2, 4] = 0.5, -2.0, 1.0
     top = EdgeScores(scores, graph).top(3)
     assert top == [("L0H0", "mlp0", -2.0), ("mlp0", "final", 1.0), ("embed", "L0H0.q", 0.5)]
+
+
+def test_only_edges_that_exist_are_chosen_though_their_scores_be_zero():
+    graph = EdgeGraph(2, 2)
+    scores = EdgeScores(torch.zeros(graph.exists.shape), graph)
+    for how in ("top", "greedy"):
+        chosen = scores.circuit(int(graph.exists.sum()) - 1, how)
+        assert not (chosen.edges & ~graph.exists).any()
+
+
+def test_a_curve_of_greedy_circuits():
+    model = make_model()
+    clean, corrupt, _, _ = make_prompts()
+    scores = edge_attribution(model, clean, corrupt, METRIC)
+    circuits = [scores.circuit(count, "greedy") for count in (3, 12)]
+    assert not any(torch.equal(c.edges, scores.circuit(len(c)).edges) for c in circuits)
+    found = faithfulness(model, clean, corrupt, scores, METRIC, [3, 12], how="greedy")
+    expected = faithfulness(model, clean, corrupt, circuits, METRIC)
+    torch.testing.assert_close(found.per_prompt, expected.per_prompt)
 
 
 # ------------------------------------------------------------------------------------ bad input

@@ -43,6 +43,13 @@ def test_one_prompt(demo, given, expected):
     assert found(demo, TEXTS[0], given) == [expected]
 
 
+def test_a_word_may_be_several_tokens_of_which_the_last_is_short(demo):
+    """The tokens before the last are as long as the text, for the space that is not given."""
+    prompt = "The Johns met"
+    assert demo.to_str_tokens(prompt) == ["</s>", "The", " John", "s", " met"]
+    assert found(demo, prompt, "Johns") == found(demo, prompt, " Johns") == [[2, 3]]
+
+
 def test_prompts_of_unequal_length_count_their_own_tokens(demo):
     texts = ["The capital of France is", "The France is"]
     assert found(demo, texts, -1) == [[5], [3]]
@@ -63,6 +70,7 @@ def test_prompts_of_unequal_length_count_their_own_tokens(demo):
         (TEXTS[0], slice(9, 10), "chooses none"),
         (TEXTS[0], 1.5, "give a position"),
         (TEXTS[0], None, "give a position"),
+        (TEXTS[0], True, "give a position"),
         (TEXTS, [1, 2, 3], "3 entries for 2 prompts"),
         (["The capital of France is", "The France is"], 4, "of prompt 1 asks for position 4"),
     ],

@@ -1,0 +1,25 @@
+"""How many bytes a portion of runs may take."""
+
+import pytest
+import torch
+
+from optlens.patching.budget import DEFAULT_BUDGET, bytes_of, portion_budget
+
+
+def test_values_that_share_memory_are_counted_once():
+    values = torch.zeros(10, 4)
+    run = {"resid_post": [values, torch.zeros(3)], "resid_pre": [values.view(4, 10), values[2:]]}
+    assert bytes_of(run) == 4 * (40 + 3)
+    assert bytes_of(run, run) == 4 * (40 + 3)
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1000, 500), (None, DEFAULT_BUDGET)])
+def test_half_of_what_is_free_is_taken_unless_told(free, expected, monkeypatch):
+    monkeypatch.setattr("optlens.patching.budget.available_bytes", lambda device: free)
+    assert portion_budget(None, 10, 5000, torch.device("cpu"), "patch") == expected
+
+
+def test_what_is_allowed_includes_the_recorded_runs():
+    assert portion_budget(100, 60, 40, torch.device("cpu"), "patch") == 40
+    with pytest.raises(MemoryError, match="recorded runs take 60.*one patch 41"):
+        portion_budget(100, 60, 41, torch.device("cpu"), "patch")
