@@ -18,7 +18,6 @@ from optlens.checks import InputError
 from optlens.cli_tools import check_targets, read_text, screen, step
 from optlens.patching import PatchResult, SweepPlan, patch_sweep
 from optlens.patching.pairs import paired_tokens
-from optlens.patching.result import token_labels
 from optlens.patching.sites import sites_named
 from optlens.report.markup import visible
 from optlens.report.sweep_facts import SweepFacts, gather_sweep
@@ -54,7 +53,6 @@ def patch(options: argparse.Namespace) -> int:
     if isinstance(found, SweepPlan):
         print(json.dumps(asdict(found), indent=1) if options.json else found)
         return 0
-    found.metadata.setdefault("labels", token_labels(model, found.metadata))
     _write(found, options)
     facts = gather_sweep(found)
     if options.json:

@@ -25,7 +25,7 @@ from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_tokens, undisturbed
 from optlens.patching.path_nodes import lay_out, parse_receivers
 from optlens.patching.path_wave import PathRow, PathWave
-from optlens.patching.result import PatchResult, make_labels, prompt_strings
+from optlens.patching.result import PatchResult, make_labels, prompt_strings, token_labels
 from optlens.recording import fingerprint
 from optlens.selection import Selection
 
@@ -136,7 +136,7 @@ def path_patch(
         grid.axes,
         make_labels(grid.choices, prompt_strings(model, base_tokens, real)),
         grid.choices,
-        about,
+        about | {"labels": token_labels(model, about)},
     )
     _fill(result, wave, wave.rows_of(grid), measure, memory_budget, progress)
     return result

@@ -23,7 +23,7 @@ from optlens.patching.grid import Grid, make_grid
 from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_tokens, undisturbed
 from optlens.patching.plan import SweepPlan, chunks_of, patches_of, plan_of
-from optlens.patching.result import PatchResult, make_labels, prompt_strings
+from optlens.patching.result import PatchResult, make_labels, prompt_strings, token_labels
 from optlens.patching.rows import rows_of
 from optlens.patching.sites import as_given, names_of
 from optlens.patching.wave import Wave
@@ -240,6 +240,7 @@ class Sweep:
                 torch.nan
             )
         strings = prompt_strings(self.model, self.base.tokens, self.base.real)
+        about = self.about | {"metric": self.measure.name, "model": fingerprint(self.model)}
         result = PatchResult(
             per_prompt.view(*self.grid.shape, -1),
             clean,
@@ -247,7 +248,7 @@ class Sweep:
             self.grid.axes,
             make_labels(self.grid.choices, strings),
             self.grid.choices,
-            self.about | {"metric": self.measure.name, "model": fingerprint(self.model)},
+            about | {"labels": token_labels(self.model, about)},
         )
         if resume is None:
             return result

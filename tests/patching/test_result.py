@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from optlens.patching import PatchResult
+import optlens
+from optlens.metrics import logit_diff
+from optlens.patching import PatchResult, patch_sweep
 from optlens.patching.result import make_labels
 
 
@@ -52,3 +54,13 @@ def test_positions_carry_tokens_where_there_is_one_prompt():
     alone = make_labels(choices, [["A", " b"]])
     assert alone == {"layer": ["2"], "pos": ["1:  b", "0: A"]}
     assert make_labels(choices, [["A", " b"], ["C", " d"]])["pos"] == ["1", "0"]
+
+
+def test_a_result_carries_the_texts_of_its_tokens():
+    model = optlens.load()
+    prompts = "The capital of France is", "The capital of Italy is"
+    sweep = patch_sweep(model, *prompts, metric=logit_diff(" Paris", " Rome"), progress=False)
+    estimate = optlens.attribution_patch(model, *prompts, metric=logit_diff(" Paris", " Rome"))
+    for result in (sweep, estimate):
+        tokens = {token for row in result.metadata["clean"] for token in row}
+        assert {result.metadata["labels"][str(token)] for token in tokens} > {"·France", "·is"}
