@@ -179,6 +179,10 @@ def subclass(x, weight, bias):
     return linear(x, weight.as_subclass(Subclass), bias).as_subclass(torch.Tensor)
 
 
+def subclassed_input(x, weight, bias):
+    return linear(x.as_subclass(Subclass), weight, bias).as_subclass(torch.Tensor)
+
+
 def few_rows(x, weight, bias):
     part = linear(x[: ROWS // 2], weight, bias)
     return torch.cat([part, linear(x[ROWS // 2 : -1], weight, bias), linear(x[-1:], weight, bias)])
@@ -191,7 +195,7 @@ def one_vector(x, weight, bias):
 
 @pytest.mark.parametrize(
     "way",
-    [autocast, mapped, forward_mode, counted_flops, float64, subclass, few_rows],
+    [autocast, mapped, forward_mode, counted_flops, float64, subclass, subclassed_input, few_rows],
     ids=lambda way: way.__name__,
 )
 def test_torch_takes_over_where_the_operator_cannot_serve(way, calls):
