@@ -106,10 +106,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows, n_out = grad.flatten(0, -2), weight.shape[0]
+        rows = grad.flatten(0, -2)
         wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
         return (
             linear(grad, weight.t()) if wanted_x else None,
-            linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if wanted_weight else None,
-            rows.sum(0).view(n_out) if wanted_bias else None,
+            linear(rows.t(), x.flatten(0, -2).t()) if wanted_weight else None,
+            rows.sum(0) if wanted_bias else None,
         )
