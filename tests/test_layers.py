@@ -61,7 +61,6 @@ DELEGATES = {
     "recording.Recording.show": "report",
     "patching.result.PatchResult.to_html": "report",
     "patching.result.PatchResult.show": "report",
-    "patching.result.PatchResult._repr_html_": "report",
 }
 
 # Peers are oracles of the tests and benchmarks; the package stands without them.

@@ -179,9 +179,7 @@ class PatchResult:
         return PatchView(self)
 
     def _repr_html_(self) -> str:
-        from optlens.report import PatchView
-
-        return PatchView(self)._repr_html_()
+        return self.show()._repr_html_()
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the result to one safetensors file, by way of a temporary name."""

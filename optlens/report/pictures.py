@@ -33,7 +33,7 @@ def attention_png(pattern: np.ndarray, look: Style, most: int | None = None, zoo
     palette = [mix(look.ramp, step / (_STEPS - 1)) for step in range(_STEPS)]
     palette.append(mix((look.masked, look.masked), 0.0))
     enlarged = levels.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    return "data:image/png;base64," + base64.b64encode(_png(enlarged, palette)).decode("ascii")
+    return png_uri(_png(enlarged, palette))
 
 
 def sweep_png(effect: np.ndarray, limit: float, look: Style, most: int = 1024) -> str:
@@ -52,7 +52,12 @@ def sweep_png(effect: np.ndarray, limit: float, look: Style, most: int = 1024) -
     levels[np.isnan(small)] = _STEPS + 1
     palette = [mix(look.diverging, step / _STEPS) for step in range(_STEPS + 1)]
     palette.append(mix((look.masked, look.masked), 0.0))
-    return "data:image/png;base64," + base64.b64encode(_png(levels, palette)).decode("ascii")
+    return png_uri(_png(levels, palette))
+
+
+def png_uri(data: bytes) -> str:
+    """Return a PNG file as a data URI, which a page holds in itself."""
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
 
 
 def _png(levels: np.ndarray, palette: list[tuple[int, int, int]]) -> bytes:

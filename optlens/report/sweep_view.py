@@ -1,11 +1,11 @@
 """Show a sweep's result: write its page to a file, or stand for it in a notebook."""
 
-import base64
 import os
 from typing import TYPE_CHECKING
 
 from optlens.files import replacing
 from optlens.report.markup import Html, el, visible
+from optlens.report.pictures import png_uri
 from optlens.report.pieces import token
 from optlens.report.sweep_facts import Axis, SweepFacts, gather_sweep
 from optlens.report.sweep_page import sweep_page
@@ -103,11 +103,10 @@ def _picture(facts: SweepFacts) -> Html:
         title=facts.title,
         note=note or (f"Columns: {axes[0].name}." if len(axes) == 1 else ""),
     )
-    data = base64.b64encode(figure._repr_png_()).decode("ascii")
     width = round(figure.get_size_inches()[0] * 96)
     best = facts.place(facts.top[0]) if facts.top else "none"
     words = f"Heatmap: {facts.title}. The strongest patch is {best}."
-    return el("img", src=f"data:image/png;base64,{data}", alt=words, width=width)
+    return el("img", src=png_uri(figure._repr_png_()), alt=words, width=width)
 
 
 def _headings(axis: Axis) -> list[str]:
