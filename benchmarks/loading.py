@@ -18,18 +18,11 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from process_memory import forget_peak, resident
 
 LIBRARIES = ("optlens", "transformers")
 LIMITS = {"load_s": 1.2, "peak": 1.1}
-
-
-def resident(field: str) -> int:
-    """Return a field of /proc/self/status, in bytes ("VmRSS" now, "VmHWM" at its highest)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
 
 
 def load_once(library: str, folder: str, dtype: str) -> dict[str, float]:
@@ -49,7 +42,7 @@ def load_once(library: str, folder: str, dtype: str) -> dict[str, float]:
             return OPTForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     prompt = torch.arange(3, 11)[None]
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    forget_peak()  # that of the imports
     before, start, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     model = load()
     loaded, loaded_cpu = time.perf_counter(), time.process_time()

@@ -16,11 +16,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from paired import Row, alternate, clock, publish, random_tokens, true_shape_model
+from process_memory import forget_peak, resident
 from recording import peer
 
 import optlens
@@ -163,15 +163,9 @@ def peak_memory(budget: int) -> int:
     clean, corrupt = random_tokens(4, 64), random_tokens(4, 64, seed=1)
     model(clean, use_cache=False, logits_to_keep=1)  # what PyTorch sets up once
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
+    forget_peak()
     patch_sweep(model, clean, corrupt, metric=METRIC, memory_budget=budget, progress=False)
     return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    """Read one of this process's counts of bytes in main memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def peaks(budgets: tuple[int, ...]) -> list[dict[str, float]]:
