@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +26,38 @@ NameFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 class HookError(ValueError):
     """A hook function that returned something that does not fit its place."""
+
+
+@dataclass(eq=False)
+class Now:
+    """Where a model is in a text that it reads or writes; what `hook.now` says to hook functions.
+
+    All hook points of a model share one, which every pass of the whole network brings up to date
+    before its first hook. It costs nothing: the pass has these values anyhow.
+
+    Attributes:
+        positions: Position of each token of this pass, `[batch, pos]`, counted over each prompt's
+            real tokens from the start of its whole text; -1 for padding. None before any pass.
+        seen: How many tokens, padding included, came in earlier passes, through cached keys and
+            values.
+        step: While a model generates, the number of the new token that this pass will choose: 0
+            is chosen by the pass over the prompt. None at all other times.
+
+    Example:
+        >>> def erase_while_writing(z, hook):
+        ...     if hook.now.phase == "decode":
+        ...         z[:] = 0.0
+    """
+
+    positions: Tensor | None = None
+    seen: int = 0
+    step: int | None = None
+
+    @property
+    def phase(self) -> str:
+        """What the pass does: "prefill" reads a prompt, "decode" goes on from what was read."""
+        later = self.seen if self.step is None else self.step
+        return "decode" if later else "prefill"
 
 
 class HookHandle:
@@ -51,6 +84,7 @@ class HookPoint(nn.Module):
             a gradient hook or recorder needs it to be on the way to the output. Recorders of
             the forward pass do not count.
         ctx: A dict for hook functions to keep notes in; `reset_hooks` clears it.
+        now: Positions, phase and step of the pass that is under way.
     """
 
     def __init__(self, name: str, optional: bool = False) -> None:
@@ -59,6 +93,7 @@ class HookPoint(nn.Module):
         self.name = name
         self.optional = optional
         self.ctx: dict[str, Any] = {}
+        self.now = Now()
         self.editors: list[tuple[HookFunction]] = []
         self.recorders: list[tuple[Callable[[Tensor, HookPoint], None]]] = []
         self.gradient_hooks: list[tuple[HookFunction, bool]] = []
@@ -198,7 +233,15 @@ class HookedModule(nn.Module):
     def collect_hooks(self) -> None:
         """Build `hook_dict` (name to HookPoint) from all hook points below this module."""
         points = [m for m in self.modules() if isinstance(m, HookPoint)]
+        now = Now()
+        for point in points:
+            point.now = now
         self.hook_dict = {point.name: point for point in points}
+
+    @property
+    def now(self) -> Now:
+        """Positions, phase and step of the pass that is under way, as `hook.now` has them."""
+        return next(iter(self.hook_dict.values())).now
 
     def match_hooks(self, names: NameFilter) -> list[HookPoint]:
         """Return the hook points that a name, a list of names or a filter function selects.

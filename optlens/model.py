@@ -276,6 +276,8 @@ class OPTDecoder(nn.Module):
             The residual stream after the last block; the patterns, if wanted; what each block was
             given, if wanted.
         """
+        now = self.hook_embed.now
+        now.positions, now.seen = inputs.position_ids, inputs.mask.n_key - inputs.mask.n_query
         resid = self.embed(inputs) if inputs.residual is None else inputs.residual
         checks.finite(resid, "the embedding" if inputs.residual is None else "the given residual")
         patterns, stream = [], []
