@@ -7,7 +7,7 @@ import torch
 from conftest import TOL, VARIANTS, random_model, tiny_config
 
 import optlens
-from optlens import capture
+from optlens import capture, recorder
 from optlens.checks import InputError, NonFiniteError
 from optlens.names import UnknownHookError
 
@@ -233,7 +233,7 @@ def test_estimate_equals_what_is_kept(tiny_model):
 
 
 def test_a_recording_that_would_not_fit_is_refused_before_running(tiny_model, monkeypatch):
-    monkeypatch.setattr(capture, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(recorder, "available_bytes", lambda device: 1000)
     monkeypatch.setattr(tiny_model.decoder, "forward", lambda *args: pytest.fail("it ran"))
     with pytest.raises(MemoryError, match=r"1\.0 kB free.*layers=.*dtype=torch\.float16"):
         tiny_model.record(torch.tensor(PROMPTS[0]))

@@ -204,6 +204,18 @@ class Session:
         for edit in self.edits:
             edit.bound_to = None
 
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Act on every run inside a `with` block; may be entered again to go on with the same texts."""
+        before = self.model.decoder.register_forward_pre_hook(self.begin, with_kwargs=True)
+        after = self.model.decoder.register_forward_hook(self.end, always_call=True)
+        try:
+            with self.model.hooks(fwd_hooks=self.hooks):
+                yield
+        finally:
+            before.remove()
+            after.remove()
+
 
 def _listens(point: HookPoint, edit: Edit) -> bool:
     return point.listening and any(fn is edit for (fn,) in point.editors)
@@ -239,15 +251,8 @@ def intervene(
         >>> with intervene(model, [Knockout(query=-1, key=" John")]):  # doctest: +SKIP
         ...     logits = model("When John and Mary went to the shops, John gave the bag to").logits
     """
-    session = Session(model, interventions, spans)
-    before = model.decoder.register_forward_pre_hook(session.begin, with_kwargs=True)
-    after = model.decoder.register_forward_hook(session.end, always_call=True)
-    try:
-        with model.hooks(fwd_hooks=session.hooks):
-            yield model
-    finally:
-        before.remove()
-        after.remove()
+    with Session(model, interventions, spans).attached():
+        yield model
 
 
 def resolve(
