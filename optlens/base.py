@@ -32,6 +32,7 @@ from optlens.weights import WeightProperties
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from optlens.generation import Stream
     from optlens.interventions import Intervention
     from optlens.recording import Recording
 
@@ -122,6 +123,18 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
         from optlens.capture import record
 
         return record(self, prompt, **options)
+
+    def generate(self, prompt: Prompt, max_new_tokens: int | None = 20, **options: Any) -> Any:
+        """Write on from a prompt; see `optlens.generation.generate` for options and result."""
+        from optlens.generation import generate
+
+        return generate(self, prompt, max_new_tokens, **options)
+
+    def stream(self, prompt: Prompt, max_new_tokens: int | None = 20, **options: Any) -> Stream:
+        """Write on from a prompt, piece by piece; see `optlens.generation.stream`."""
+        from optlens.generation import stream
+
+        return stream(self, prompt, max_new_tokens, **options)
 
     def intervene(
         self, interventions: Intervention | Iterable[Intervention], spans: Mapping | None = None

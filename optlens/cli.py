@@ -1,4 +1,4 @@
-"""The command line: `optlens record PROMPT`, `optlens patch CLEAN CORRUPT` and `optlens lab`.
+"""The command line: `optlens record`, `optlens patch`, `optlens generate` and `optlens lab`.
 
 What a command finds goes to standard output, what it is doing to standard error. A wrong argument,
 prompt or file ends it with one message and status 2, anything unexpected with status 1; nobody is
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optlens
+from optlens import cli_generate
 from optlens.cli_tools import check_targets, read_text, screen, step
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ examples:
   optlens record "one two three one two" --json > record.json
   optlens patch "When Mary and John went to the store, John gave a drink to" \\
                 "When Mary and John went to the store, Mary gave a drink to" --site z
+  optlens generate "Once upon a time" --max-new-tokens 50 --stream
   optlens lab
 """
 
@@ -196,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_placement(command)
 
     _add_patch(commands)
+    cli_generate.add_command(commands)
 
     command = commands.add_parser(
         "lab",

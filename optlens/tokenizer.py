@@ -123,7 +123,7 @@ class OPTTokenizer:
         self.unk_token_id, self.pad_token_id = ids["unk_token"], ids["pad_token"]
         added = self._backend.get_added_tokens_decoder()
         self._added_ids = set(added)
-        self._special_ids = {index for index, token in added.items() if token.special}
+        self.special_ids = {index for index, token in added.items() if token.special}
         self._last_id = max(self._backend.get_vocab().values(), default=-1)
         self.n_rows = n_rows
         if n_rows is not None:
@@ -202,8 +202,8 @@ class OPTTokenizer:
         """
         ids = _id_list(ids)
         if skip_special:
-            ids = [i for i in ids if i not in self._special_ids and self._bytes_of(i) is not None]
-        pieces = [f"⟨{i}⟩".encode() if (data := self._bytes_of(i)) is None else data for i in ids]
+            ids = [i for i in ids if i not in self.special_ids and self.bytes_of(i) is not None]
+        pieces = [f"⟨{i}⟩".encode() if (data := self.bytes_of(i)) is None else data for i in ids]
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def to_str_tokens(self, ids: int | Sequence[int] | Tensor) -> list[str]:
@@ -211,7 +211,7 @@ class OPTTokenizer:
 
         Bytes that make no whole character are written in hexadecimal, `⟨E4 B8⟩`.
         """
-        pieces = [(index, self._bytes_of(index)) for index in _id_list(ids)]
+        pieces = [(index, self.bytes_of(index)) for index in _id_list(ids)]
         return [f"⟨{i}⟩" if data is None else _legible(data) for i, data in pieces]
 
     def display(self, index: int) -> str:
@@ -220,7 +220,7 @@ class OPTTokenizer:
         Blanks become `·`, line ends `↵`, tabs `⇥`, other invisible characters their number, bytes
         that make no whole character `⟨E4 B8⟩`; an empty token is `∅`, a lone accent sits on `◌`.
         """
-        data = self._bytes_of(index)
+        data = self.bytes_of(index)
         if data is None:
             return f"⟨{index}⟩"
         label = _legible(data, _visible) or "∅"
@@ -230,7 +230,7 @@ class OPTTokenizer:
         """Return one `display` label per id; labels may repeat, so address tokens by position."""
         return [self.display(index) for index in _id_list(ids)]
 
-    def _bytes_of(self, index: int) -> bytes | None:
+    def bytes_of(self, index: int) -> bytes | None:
         """Return a token's UTF-8 bytes, or None for an id that has no token."""
         if index < 0 or (self.n_rows is not None and index >= self.n_rows):
             top = "" if self.n_rows is None else f" to {self.n_rows - 1}"

@@ -34,7 +34,9 @@ LAYERS = [
     {"recording", "selection", "checkpoints", "summary"},
     {"interventions", "patching"},
     {"lens"},
+    {"recorder"},
     {"capture"},
+    {"generation"},
     {""},  # the package's own front: `optlens/__init__.py` gathers the public names
     {"report"},
     {
@@ -43,7 +45,7 @@ LAYERS = [
         "demo.fluency",
         "demo.card",
     },  # scripts: they run the finished package
-    {"cli", "cli_patch", "cli_tools", "__main__"},
+    {"cli", "cli_generate", "cli_patch", "cli_tools", "__main__"},
 ]
 
 # These import nothing of ours but their own parts: they can be lifted out of the package.
@@ -54,6 +56,8 @@ DELEGATES = {
     "base.OPTBase.from_pretrained": "checkpoints",
     "base.OPTBase.save_pretrained": "checkpoints",
     "base.OPTBase.record": "capture",
+    "base.OPTBase.generate": "generation",
+    "base.OPTBase.stream": "generation",
     "base.OPTBase.intervene": "interventions",
     "base.OPTBase.summary": "summary",
     "recording.Recording.logit_lens": "lens",

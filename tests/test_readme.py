@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_block_runs_and_shows_something(tmp_path, monkeypatch, capsys):
-    code, patching = blocks("python")
+    code, patching, writing = blocks("python")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -28,6 +28,9 @@ def test_the_python_block_runs_and_shows_something(tmp_path, monkeypatch, capsys
     assert (names["logits"][0] - names["rec"].logits).abs().max() > 0
     exec(compile(patching, "README.md", "exec"), names)
     assert names["result"].normalized.max() > 0.3  # some head brings a good part of the answer back
+    exec(compile(writing, "README.md", "exec"), names)
+    assert names["text"].startswith("Once upon a time") and len(names["text"]) > 40
+    assert " dog" in names["other"].texts[0] and names["result"].recording.attention.shape[0] > 1
 
 
 def test_make_targets_exist():
