@@ -13,7 +13,7 @@ import importlib
 import os
 from typing import Any
 
-from optlens import metrics, prompts
+from optlens import evaluate, metrics, prompts
 from optlens.cache import ActivationCache
 from optlens.capture import estimate_bytes, record
 from optlens.config import OPTConfig
@@ -43,6 +43,7 @@ from optlens.patching import (
     token_attribution,
 )
 from optlens.recording import Recording
+from optlens.task_heads import OPTForQuestionAnswering, OPTForSequenceClassification
 from optlens.tokenizer import OPTTokenizer
 
 __version__ = "0.1.0"
@@ -54,6 +55,8 @@ __all__ = [
     "LogitLens",
     "OPTConfig",
     "OPTForCausalLM",
+    "OPTForQuestionAnswering",
+    "OPTForSequenceClassification",
     "OPTModel",
     "OPTTokenizer",
     "Patch",
@@ -66,6 +69,7 @@ __all__ = [
     "causal_trace",
     "edge_attribution",
     "estimate_bytes",
+    "evaluate",
     "faithfulness",
     "get_act_name",
     "hook_names",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from optlens.activations import ACTIVATIONS, WITH_PARAMETERS
+from optlens.labels import LabelFields
 
 # name: (layers, d_model, heads, d_mlp, word_embed_proj_dim, pre-LN); from the OPT paper's table 1
 # and the released configs.  350m alone is post-LN with 512-wide embeddings.
@@ -47,11 +48,12 @@ class ConfigError(ValueError):
 
 
 @dataclass(init=False)
-class OPTConfig:
+class OPTConfig(LabelFields):
     """What an OPT looks like, in Hugging Face's field names and with its defaults (opt-125m).
 
     Unknown keyword arguments are kept in `extra` and written back by `to_dict`, as checkpoints
-    carry stale keys; one that looks like a misspelt field warns.
+    carry stale keys; one that looks like a misspelt field warns. A classifier's `num_labels`,
+    `id2label` and `problem_type` are kept there too, and read by those names.
 
     Attributes:
         vocab_size: Rows of the token embedding (`d_vocab`).

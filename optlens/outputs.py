@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from optlens import checks
@@ -83,6 +84,59 @@ class CausalLMOutput(ModelOutput):
     def main(self) -> Tensor:
         """The logits."""
         return self.logits
+
+
+@dataclass(eq=False)
+class SequenceClassifierOutput(ModelOutput):
+    """Output of `OPTForSequenceClassification`; see transformers' class of that name, with past.
+
+    Attributes:
+        loss: In the kind that the config's `problem_type` names, if `labels` were given.
+        logits: `[batch, label]`, of each prompt's last token that is not padding.
+        past_key_values: Keys and values for the next call, if `use_cache`.
+        hidden_states: With `output_hidden_states`: see `BaseOutput`.
+        attentions: With `output_attentions`: each layer's pattern, `[batch, head, query, key]`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def main(self) -> Tensor:
+        """The logits."""
+        return self.logits
+
+
+@dataclass(eq=False)
+class QuestionAnsweringOutput(ModelOutput):
+    """Output of `OPTForQuestionAnswering`; see transformers' `QuestionAnsweringModelOutput`.
+
+    Attributes:
+        loss: Mean of the cross-entropies of start and end, in nats, if positions were given.
+        start_logits: How well the answer begins at each token, `[batch, pos]`.
+        end_logits: How well it ends there, the last token included, `[batch, pos]`.
+        hidden_states: With `output_hidden_states`: see `BaseOutput`.
+        attentions: With `output_attentions`: each layer's pattern, `[batch, head, query, key]`.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def main(self) -> Tensor:
+        """Both logits side by side, start then end: `[batch, pos, 2]`."""
+        return torch.stack((self.start_logits, self.end_logits), dim=-1)
+
+
+def as_asked(output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple[Any, ...]:
+    """Return an output as it is, or as a tuple where `return_dict=False` asks for one."""
+    return output.to_tuple() if return_dict is False else output
 
 
 def keep_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:

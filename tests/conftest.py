@@ -9,6 +9,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from optlens.base import OPTBase
     from optlens.config import OPTConfig
     from optlens.model import OPTForCausalLM
 
@@ -59,16 +60,19 @@ def tiny_config(**overrides: Any) -> OPTConfig:
 
 
 def random_model(
-    config: OPTConfig, dtype: torch.dtype = torch.float32, seed: int = 0
+    config: OPTConfig,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    kind: type[OPTBase] | None = None,
 ) -> OPTForCausalLM:
-    """Build a model in eval mode in which no parameter is trivially 0 or 1.
+    """Build a model (an `OPTForCausalLM`, or of a kind) in eval mode in which no parameter is trivially 0 or 1.
 
     Fresh models have biases of 0 and LayerNorm gains of 1, which hides an omitted bias or gain. The numbers are drawn in
     float64 and then rounded, so one seed gives the same model in every dtype.
     """
     from optlens.model import OPTForCausalLM
 
-    model = OPTForCausalLM(config)
+    model = (kind or OPTForCausalLM)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

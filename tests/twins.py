@@ -9,7 +9,7 @@ import torch
 import transformers
 from hypothesis import settings
 
-from optlens.model import OPTForCausalLM, OPTModel
+from optlens.base import OPTBase
 
 # What the project promises, relative to the largest number compared. Rounding alone leaves 1e-15 and 1e-6.
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -29,7 +29,7 @@ def examples(number: int) -> settings:
     )
 
 
-def twin_of(model: OPTModel | OPTForCausalLM, attention: str = "sdpa") -> Any:
+def twin_of(model: OPTBase, attention: str = "sdpa") -> Any:
     """Build transformers' model of the same class, config, weights, dtype and mode.
 
     The oracle is its "sdpa" path. The "eager" one gives patterns, but rounds float64 softmax to float32 and turns a query

@@ -12,17 +12,17 @@ import gc
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from optlens.checkpoints.config_file import read_config
 from optlens.checkpoints.empty import empty_model
-from optlens.checkpoints.errors import CheckpointError
+from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.hub import locate
 from optlens.checkpoints.layout import find_layout
 from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_of
@@ -47,6 +47,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     progress: bool = True,
+    config_fields: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a checkpoint in Hugging Face format.
 
@@ -55,7 +56,8 @@ def load_model(
     the model lives (saving a model does that), but must not be overwritten in place.
 
     Args:
-        cls: `OPTForCausalLM` or `OPTModel`.
+        cls: `OPTForCausalLM`, `OPTModel`, or a model with a task head. A head that the checkpoint
+            lacks is drawn at random, and a warning says so.
         source: A local folder, or a Hub id such as "facebook/opt-125m", which is downloaded once,
             to the cache of `huggingface_hub`. A folder wins where both exist.
         device: Where the weights go; "auto" is the GPU if there is one, else the CPU.
@@ -63,6 +65,7 @@ def load_model(
             float32, or the stored dtype (with a warning) where float32 does not fit.
         revision: Branch, tag or commit on the Hub, such as "refs/pr/1".
         progress: Show progress bars for downloads, and for loading that takes long.
+        config_fields: Fields of the config to set to something else than what is stored.
 
     Returns:
         The model in eval mode; its `tokenizer` is None if the checkpoint has none.
@@ -79,6 +82,8 @@ def load_model(
     target_device, target_dtype = parse_device(device), parse_dtype(dtype)
     folder = locate(source, revision, progress)
     config = read_config(folder)
+    for field, value in (config_fields or {}).items():
+        setattr(config, field, value)
     with _no_garbage_collection():
         weights = Weights(find_layout(folder))
         model, places, stored = _build(cls, config, weights)
@@ -90,6 +95,14 @@ def load_model(
             name=str(source),
         )
         _fill(places, stored, weights, target_device, target_dtype, progress)
+    new = {name: at for name, at in places.items() if name not in stored}
+    if new:
+        _draw_head(new, config, target_device, target_dtype)
+        warnings.warn(
+            f"{source} has no head for an {cls.__name__}, so a new one was drawn at random "
+            f"({listing(list(new))}). Train the model before you read its answers.",
+            stacklevel=3,
+        )
     model.tokenizer = _read_tokenizer(folder, config)
     return model.eval()
 
@@ -184,6 +197,16 @@ def _put(at: list[tuple[nn.Module, str]], tensor: Tensor) -> None:
     parameter = nn.Parameter(tensor, requires_grad=requires_grad)
     for module, attribute in at:
         setattr(module, attribute, parameter)
+
+
+def _draw_head(places: Places, config: OPTConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a task head the random weights that a new model would have."""
+    for name, at in places.items():
+        module, attribute = at[0]
+        drawn = torch.zeros(getattr(module, attribute).shape)  # on the CPU: one seed, one head
+        if name.endswith("weight"):
+            drawn.normal_(std=config.init_std)
+        _put(at, drawn.to(device=device, dtype=dtype))
 
 
 def _read_tokenizer(folder: Path, config: OPTConfig) -> OPTTokenizer | None:

@@ -13,6 +13,7 @@ from optlens.checkpoints.read import Weights
 from optlens.config import OPTConfig
 
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "lm_head.weight"
+TASK_HEADS = frozenset({"score.weight", "qa_outputs.weight", "qa_outputs.bias"})
 
 Places = dict[str, list[tuple[nn.Module, str]]]
 
@@ -24,8 +25,14 @@ _SIGNS = {
     "base_layer": "This is a model with a PEFT adapter; merge the adapter and save the result.",
     "transformer.h.": "This is a GPT-2 style model; optlens reads OPT models only.",
     "model.layers.": "This is a LLaMA style model; optlens reads OPT models only.",
-    "score.": "This is a sequence classifier; load it with OPTModel for all but its head.",
-    "qa_outputs.": "This is a question answerer; load it with OPTModel for all but its head.",
+    "score.": (
+        "This is a sequence classifier; load it with OPTForSequenceClassification, or with OPTModel "
+        "for all but its head."
+    ),
+    "qa_outputs.": (
+        "This is a question answerer; load it with OPTForQuestionAnswering, or with OPTModel for "
+        "all but its head."
+    ),
 }
 
 
@@ -50,7 +57,8 @@ def match(places: Places, weights: Weights, config: OPTConfig) -> dict[str, str]
 
     Returns:
         Canonical parameter name -> canonical name of the stored tensor. They differ only for tied
-        embeddings that were saved under the name of the unembedding.
+        embeddings that were saved under the name of the unembedding. A task head that the
+        checkpoint lacks altogether is not among them: it is yet to be trained.
 
     Raises:
         CheckpointError: If a tensor is missing, unexpected, misshapen or not floating point.
@@ -58,29 +66,35 @@ def match(places: Places, weights: Weights, config: OPTConfig) -> dict[str, str]
     stored = {name: name for name in places}
     if config.tie_word_embeddings and EMBEDDING not in weights.specs and HEAD in weights.specs:
         stored[EMBEDDING] = HEAD
-    missing = [name for name in places if stored[name] not in weights.specs]
-    # A head is no part of a model without one; and tied, it repeats the embedding.
-    ignored = {HEAD} if HEAD not in places else set()
-    used = set(stored.values()) | ignored | _heads_beside_a_base_model(places)
+    own_head = TASK_HEADS & places.keys()
+    if own_head.isdisjoint(weights.specs):
+        stored = {name: at for name, at in stored.items() if name not in own_head}
+    missing = [name for name, at in stored.items() if at not in weights.specs]
+    # An unembedding is no part of a model without one; and tied, it repeats the embedding.
+    ignored = set() if HEAD in places else {HEAD}
+    if HEAD not in places and len(places[EMBEDDING]) == 1:
+        ignored |= TASK_HEADS - own_head  # nor is the head of another task
+    used = set(stored.values()) | ignored
     unexpected = [name for name in weights.specs if name not in used]
     if missing or unexpected:
         raise CheckpointError(_difference(missing, unexpected, weights))
-    for name, at in places.items():
-        module, attribute = at[0]
+    for name in stored:
+        module, attribute = places[name][0]
         _check_tensor(weights, stored[name], tuple(getattr(module, attribute).shape))
-        if len(at) > 1 and HEAD in weights.specs:
+        if len(places[name]) > 1 and HEAD in weights.specs:
             _check_tensor(weights, HEAD, tuple(getattr(module, attribute).shape))
     return stored
 
 
-def _heads_beside_a_base_model(places: Places) -> set[str]:
-    """Return the tensors of other task heads, which a model that has no head leaves aside."""
-    is_base = all(name.startswith("decoder.") for name in places) and len(places[EMBEDDING]) == 1
-    return {"score.weight", "qa_outputs.weight", "qa_outputs.bias"} if is_base else set()
-
-
 def _check_tensor(weights: Weights, name: str, expected: tuple[int, ...]) -> None:
     shape, dtype = weights.specs[name]
+    if shape != expected and name in TASK_HEADS:
+        raise CheckpointError(
+            f"{weights.where(name)} is a head of {shape[0]} outputs, but {expected[0]} are asked "
+            f"for (its shape is {list(shape)}, expected {list(expected)}). Leave out num_labels "
+            "and id2label to load it as it is; for a new head, load an OPTModel, save that, and "
+            "start from there."
+        )
     if shape != expected:
         raise CheckpointError(
             f"{weights.where(name)} has shape {list(shape)}, but config.json asks for "
