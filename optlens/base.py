@@ -23,7 +23,7 @@ from optlens.cache import ActivationCache
 from optlens.config import OPTConfig
 from optlens.hooks import HookedModule, HookFunction, HookPoint, NameFilter
 from optlens.inputs import InputMethods, Prompt
-from optlens.loss import LossMethods, check_return_type
+from optlens.loss import check_return_type
 from optlens.names import UnknownHookError, hook_names, shape_of
 from optlens.outputs import ModelOutput
 from optlens.tokenizer import OPTTokenizer, TokenizerMethods
@@ -43,9 +43,11 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
     Attributes:
         tokenizer: Turns text into token ids and back; None for a model made from a config alone.
         hook_dict: Hook name to `HookPoint`, in the order of the table in `optlens.names`.
+        takes_return_type: Whether `forward` has a loss to give, and so takes `return_type`.
     """
 
     tokenizer: OPTTokenizer | None = None
+    takes_return_type = False
 
     def __init__(self, config: OPTConfig) -> None:
         """Copy the config; a subclass adds its layers and then calls `finish_init`."""
@@ -98,6 +100,19 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return self.decoder.embed_tokens.weight.dtype
+
+    @property
+    def is_loaded_in_8bit(self) -> bool:
+        """Whether any matrix is held in 8 bits by bitsandbytes; PEFT asks before it wraps one."""
+        return any(type(p).__name__ == "Int8Params" for p in self.parameters())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding, under the name by which PEFT and others ask for it."""
+        return self.decoder.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the unembedding likewise; None in a model that has none."""
+        return getattr(self, "lm_head", None)
 
     def summary(self) -> None:
         """Print the model's parts, shapes and bytes, and the table of its hooks."""
@@ -296,7 +311,7 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
         **forward_options: Any,
     ) -> Any:
         check_return_type(return_type)
-        if return_type in ("loss", "both") and not isinstance(self, LossMethods):
+        if return_type in ("loss", "both") and not self.takes_return_type:
             raise checks.InputError(_no_logits(self, f"return_type={return_type!r}"))
         if input is not None and not isinstance(input, Tensor):
             past = forward_options.get("past_key_values")

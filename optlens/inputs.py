@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,6 +122,62 @@ class InputMethods:
         if mask is not None and seen:
             mask = torch.cat([mask.new_ones(len(mask), seen), mask], dim=1)
         return tokens, mask
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor | None,
+        past_key_values: KVCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = True,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Return what `forward` takes at the next step of decoding; PEFT and decoding loops ask.
+
+        The method has transformers' name and meaning: tokens that the cache has seen are left out.
+
+        Args:
+            input_ids: All token ids so far, `[batch, pos]`.
+            past_key_values: Keys and values of the tokens seen; none at the first step.
+            attention_mask: Ones and zeros over all tokens so far; None if none is padding.
+            inputs_embeds: Embeddings of the prompt, which stand in for ids until it has been seen.
+            use_cache: Whether the step shall return keys and values.
+            **options: Further arguments of `forward`, handed on.
+
+        Raises:
+            InputError: If the cache has seen all tokens, so that there is no step to make.
+
+        Example:
+            >>> import optlens
+            >>> model = optlens.load()
+            >>> tokens = model.to_tokens("One two three one two")
+            >>> cache = None
+            >>> for _ in range(3):
+            ...     step = model.prepare_inputs_for_generation(tokens, cache)
+            ...     out = model(**step)
+            ...     cache = out.past_key_values
+            ...     tokens = torch.cat([tokens, out.logits[:, -1:].argmax(-1)], dim=1)
+            >>> step["input_ids"].shape
+            torch.Size([1, 1])
+        """
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        step = {
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+            **options,
+        }
+        if inputs_embeds is not None and seen == 0:
+            return step | {"inputs_embeds": inputs_embeds}
+        # after embeddings, ids may hold only what was generated, which the mask alone can tell
+        total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+        new = total - seen
+        if not 0 < new <= input_ids.shape[1]:
+            raise checks.InputError(
+                f"The cache holds {seen} tokens of {total}: there is no new token to run. Append "
+                "what was chosen to input_ids, and a one to the attention_mask."
+            )
+        return step | {"input_ids": input_ids[:, -new:]}
 
     def complete_inputs(
         self,

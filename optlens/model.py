@@ -34,7 +34,7 @@ from optlens.kv_cache import KVCache, undone_on_failure
 from optlens.linear import Linear
 from optlens.loss import LossMethods
 from optlens.names import OPTIONAL
-from optlens.outputs import BaseOutput, CausalLMOutput, keep_positions
+from optlens.outputs import BaseOutput, CausalLMOutput, as_asked, keep_positions
 from optlens.weights import effective_bias, effective_weight
 
 # Row 0 of the position table is never used and row 1 belongs to padding (position -1).
@@ -140,7 +140,8 @@ class OPTAttention(nn.Module):
         """Give each head its query, key or value, `[batch, pos, head, d_head]`."""
         if x.ndim == 3:  # one stream, read by all heads
             return linear(x).unflatten(-1, (self.n_heads, self.d_head))
-        per_head = effective_weight(linear).unflatten(0, (self.n_heads, self.d_head))
+        weight = effective_weight(linear).to(x.dtype)  # from 8 bits it comes in float32
+        per_head = weight.unflatten(0, (self.n_heads, self.d_head))
         heads = torch.einsum("bphd,hed->bphe", x, per_head)
         bias = effective_bias(linear)
         return heads if bias is None else heads + bias.unflatten(0, (self.n_heads, self.d_head))
@@ -164,7 +165,8 @@ class OPTAttention(nn.Module):
 
     def _sum_of_heads(self, z: Tensor, out: Tensor) -> Tensor:
         """Show what each head adds; if that is edited, the sum over heads replaces `out`."""
-        w_o = effective_weight(self.out_proj).unflatten(1, (self.n_heads, self.d_head))
+        weight = effective_weight(self.out_proj).to(z.dtype)
+        w_o = weight.unflatten(1, (self.n_heads, self.d_head))
         result = torch.einsum("bphe,dhe->bphd", z, w_o)
         result = self.hook_result(result)  # [batch, pos, head, d_model]
         if not self.hook_result.edited:
@@ -323,7 +325,8 @@ class OPTModel(OPTBase):
         output_hidden_states: bool = False,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
-    ) -> BaseOutput | Tensor:
+        return_dict: bool | None = None,
+    ) -> BaseOutput | Tensor | tuple:
         """Run the model; arguments and output as in transformers, and as `OPTForCausalLM` has them."""
         checks.stopped_run(
             stop_at_layer,
@@ -346,7 +349,7 @@ class OPTModel(OPTBase):
                 return resid
             hidden = self.decoder.finish(resid)
         stream = (*stream, hidden) if output_hidden_states else None
-        return BaseOutput(hidden, inputs.cache, stream, patterns)
+        return as_asked(BaseOutput(hidden, inputs.cache, stream, patterns), return_dict)
 
 
 class OPTForCausalLM(OPTBase, LossMethods):
@@ -358,6 +361,8 @@ class OPTForCausalLM(OPTBase, LossMethods):
         >>> model(torch.tensor([[2, 100, 101]])).logits.shape
         torch.Size([1, 3, 50272])
     """
+
+    takes_return_type = True
 
     def __init__(self, config: OPTConfig) -> None:
         """Make a model with random weights, drawn as transformers draws them."""
@@ -407,7 +412,8 @@ class OPTForCausalLM(OPTBase, LossMethods):
         return_type: str | None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
-    ) -> CausalLMOutput | Tensor | tuple[Tensor, Tensor]:
+        return_dict: bool | None = None,
+    ) -> CausalLMOutput | Tensor | tuple:
         """Run the model.
 
         Args:
@@ -428,6 +434,7 @@ class OPTForCausalLM(OPTBase, LossMethods):
                 "both" for plain tensors; None for an output object.
             start_at_layer: Take `input_ids` as the residual stream that this block reads.
             stop_at_layer: Return the residual stream that this block would read.
+            return_dict: False gives the output's fields as a tuple.
 
         Raises:
             InputError: If the input does not fit the model, saying what would.
@@ -462,4 +469,5 @@ class OPTForCausalLM(OPTBase, LossMethods):
         if return_type is not None:
             return {"logits": logits, "loss": loss, "both": (logits, loss)}[return_type]
         stream = (*stream, hidden) if output_hidden_states else None
-        return CausalLMOutput(loss, logits, inputs.cache, stream, patterns)
+        output = CausalLMOutput(loss, logits, inputs.cache, stream, patterns)
+        return as_asked(output, return_dict)

@@ -18,15 +18,26 @@ def effective_weight(module: nn.Module) -> Tensor:
     """Return the matrix by which a linear module multiplies, `[out, in]`, or an embedding's table.
 
     For a plain layer that is its weight; for one wrapped by PEFT's LoRA it is the base weight plus
-    the active adapters' updates.
+    the active adapters' updates; for one that bitsandbytes holds in 8 bits, what those stand for,
+    in float32.
 
     Raises:
-        TypeError: If the module is neither.
+        TypeError: If the module is none of these.
     """
     if isinstance(module, nn.Linear | nn.Embedding) and not hasattr(module, "base_layer"):
-        return module.weight
+        if module.weight.is_floating_point():
+            return module.weight
+        if type(module.weight).__name__ == "Int8Params":
+            return _from_8_bits(module)
     updates = [module.get_delta_weight(name) for name in _active_adapters(module)]
     return sum(updates, effective_weight(module.base_layer))
+
+
+def _from_8_bits(module: nn.Module) -> Tensor:
+    """Return the matrix that a `Linear8bitLt` stands for: each row holds 127ths of its largest."""
+    # a first forward pass moves the largest values from the weight to the layer's state
+    largest = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+    return module.weight.data.float() * (largest.float() / 127).unsqueeze(1)
 
 
 def effective_bias(module: nn.Module) -> Tensor | None:
@@ -50,7 +61,8 @@ def _active_adapters(module: nn.Module) -> list[str]:
     if not is_lora or any(name in module.lora_variant for name in active):
         raise TypeError(
             f"Cannot read the weight of a {type(module).__module__}.{type(module).__name__}; "
-            "optlens knows nn.Linear, nn.Embedding and plain LoRA layers of PEFT around them. "
+            "optlens knows nn.Linear, nn.Embedding, bitsandbytes' 8-bit layers, and plain LoRA layers "
+            "of PEFT around them. "
             "For other adapters, call PEFT's merge_and_unload() first."
         )
     return active

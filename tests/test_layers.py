@@ -27,15 +27,17 @@ LAYERS = [
         "staging",
         "linear",
     }
-    | {"attention_mask", "memory", "allocator", "demo", "logit_math", "prompt_words"},
-    {"cache", "tokenizer", "tokenizer_files", "weights", "inputs", "loss"},
+    | {"attention_mask", "memory", "allocator", "demo", "logit_math", "prompt_words", "labels"}
+    | {"window_log"},
+    {"cache", "tokenizer", "tokenizer_files", "weights", "inputs", "loss", "task_loss"},
     {"base", "model"},
+    {"task_heads"},
     {"metric_targets", "bound_metric", "metrics", "prompt_set", "prompt_drafts", "prompts"},
     {"recording", "selection", "checkpoints", "summary"},
     {"interventions", "patching"},
     {"lens"},
     {"recorder"},
-    {"capture"},
+    {"capture", "evaluate"},
     {"generation"},
     {""},  # the package's own front: `optlens/__init__.py` gathers the public names
     {"report"},
@@ -54,6 +56,7 @@ ALONE = {"plots", "demo"}
 # function -> the higher module that it imports when it is called
 DELEGATES = {
     "base.OPTBase.from_pretrained": "checkpoints",
+    "task_heads.OPTForSequenceClassification.from_pretrained": "checkpoints",
     "base.OPTBase.save_pretrained": "checkpoints",
     "base.OPTBase.record": "capture",
     "base.OPTBase.generate": "generation",

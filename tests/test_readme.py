@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_block_runs_and_shows_something(tmp_path, monkeypatch, capsys):
-    code, patching, writing = blocks("python")
+    code, patching, writing, tuning = blocks("python")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -31,6 +31,12 @@ def test_the_python_block_runs_and_shows_something(tmp_path, monkeypatch, capsys
     exec(compile(writing, "README.md", "exec"), names)
     assert names["text"].startswith("Once upon a time") and len(names["text"]) > 40
     assert " dog" in names["other"].texts[0] and names["result"].recording.attention.shape[0] > 1
+    capsys.readouterr()
+    exec(compile(tuning, "README.md", "exec"), names)
+    first, second = map(
+        float, re.findall(r"^perplexity (\S+)", capsys.readouterr().out, re.MULTILINE)
+    )
+    assert second < first / 2
 
 
 def test_make_targets_exist():
