@@ -18,8 +18,10 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-# Below so many multiplications the call's own cost (some 10 us) outweighs what the kernel saves.
+# The operator's own cost (some 10 us) is worth paying from so many multiplications on,
 SMALLEST_PRODUCT = 2_000_000
+# and for a matrix of so many numbers even with a single row: reading them takes longer than that.
+SMALLEST_MATRIX = 250_000
 
 
 def _is_faster_here() -> bool:
@@ -82,7 +84,7 @@ def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.ndim > 1
         and x.shape[-1] == weight.shape[1]
-        and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
+        and (weight.numel() >= SMALLEST_MATRIX or x.numel() * weight.shape[0] >= SMALLEST_PRODUCT)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()

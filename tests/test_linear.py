@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from optlens import linear as module
-from optlens.linear import SMALLEST_PRODUCT, Linear, linear
+from optlens.linear import SMALLEST_MATRIX, SMALLEST_PRODUCT, Linear, linear
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
@@ -213,10 +213,23 @@ def test_one_vector_is_served_by_torch(calls):
     assert not calls
 
 
+@pytest.mark.parametrize("n_in", [SMALLEST_MATRIX // N_OUT, SMALLEST_MATRIX // N_OUT + 1])
+def test_a_single_row_is_worth_it_where_the_matrix_is_large(n_in, calls):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, n_in, generator=generator) for n in (1, N_OUT))
+    # sums of 780 products: as TOLERANCE, for twice their root
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-5, atol=4e-5)
+    assert len(calls) == (weight.numel() >= SMALLEST_MATRIX)
+
+
 @pytest.mark.parametrize("shape", [(0, N_IN), (2, 0, N_IN)])
-def test_no_rows_give_no_rows(shape):
-    _, weight, bias = operands()
-    assert linear(torch.zeros(shape), weight, bias).shape == (*shape[:-1], N_OUT)
+@pytest.mark.parametrize("n_out", [N_OUT, SMALLEST_MATRIX])
+def test_no_rows_give_no_rows(shape, n_out):
+    weight = torch.zeros(n_out, N_IN, requires_grad=True)
+    result = linear(torch.zeros(shape), weight)
+    assert result.shape == (*shape[:-1], n_out)
+    result.sum().backward()
+    assert not weight.grad.any()
 
 
 def test_wrong_shapes_raise_torchs_own_error(calls):
