@@ -48,6 +48,7 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
 
     tokenizer: OPTTokenizer | None = None
     takes_return_type = False
+    generation_config = None  # PEFT looks for one before it calls `generate`
 
     def __init__(self, config: OPTConfig) -> None:
         """Copy the config; a subclass adds its layers and then calls `finish_init`."""
@@ -139,13 +140,17 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
 
         return record(self, prompt, **options)
 
-    def generate(self, prompt: Prompt, max_new_tokens: int | None = 20, **options: Any) -> Any:
+    def generate(
+        self, prompt: Prompt | None = None, max_new_tokens: int | None = 20, **options: Any
+    ) -> Any:
         """Write on from a prompt; see `optlens.generation.generate` for options and result."""
         from optlens.generation import generate
 
         return generate(self, prompt, max_new_tokens, **options)
 
-    def stream(self, prompt: Prompt, max_new_tokens: int | None = 20, **options: Any) -> Stream:
+    def stream(
+        self, prompt: Prompt | None = None, max_new_tokens: int | None = 20, **options: Any
+    ) -> Stream:
         """Write on from a prompt, piece by piece; see `optlens.generation.stream`."""
         from optlens.generation import stream
 

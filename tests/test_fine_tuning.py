@@ -61,6 +61,22 @@ def test_a_language_model_is_trained_as_transformers_is():
 
 
 @torch.no_grad()
+def test_a_wrapped_model_writes_on():
+    config = tiny_config(eos_token_id=None)
+    model = random_model(config, torch.float64)
+    plain = model.generate(IDS, 6, attention_mask=MASK)
+    wrapped = peft.get_peft_model(model, lora(task_type="CAUSAL_LM", init_lora_weights=False))
+    twin = peft.get_peft_model(
+        twin_of(random_model(config, torch.float64)), lora(task_type="CAUSAL_LM")
+    )
+    twin.load_state_dict(wrapped.state_dict())
+    call = {"attention_mask": MASK, "max_new_tokens": 6}
+    theirs = twin.eval().generate(input_ids=IDS, do_sample=False, **call)
+    assert wrapped.generate(input_ids=IDS, **call).equal(theirs)
+    assert wrapped.generate(IDS, **call).equal(theirs)
+    assert not theirs.equal(plain)
+
+
 def test_hooks_and_weights_show_the_adapter(tmp_path):
     """While it trains, when it is merged, and after it is reloaded from its folder."""
     plain, model = random_model(tiny_config()), random_model(tiny_config())

@@ -16,6 +16,7 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 
 # Names that users of other libraries may try, and what to do here instead.
 ELSEWHERE = {
+    "inputs": "the prompt comes first, without a name; token ids also as input_ids=",
     "max_length": "max_new_tokens= counts the new tokens alone",
     "bad_words_ids": "give the same lists as bad_words=",
     "return_dict_in_generate": "it is return_dict= here",

@@ -43,9 +43,10 @@ class Job:
     def __init__(
         self,
         model: OPTForCausalLM,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         max_new_tokens: int | None = 20,
         *,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: KVCache | None = None,
         prepend_bos: bool = True,
@@ -59,6 +60,12 @@ class Job:
             raise checks.InputError(
                 f"An {type(model).__name__} has no unembedding to write with; use an OPTForCausalLM."
             )
+        if (prompt is None) == (input_ids is None):
+            raise checks.InputError(
+                "Give one prompt: a text, a list of texts, or token ids, which may also be named "
+                f"input_ids=; got {'none' if prompt is None else 'both a prompt and input_ids'}."
+            )
+        prompt = input_ids if prompt is None else prompt
         self.model = model
         self.options = GenerationOptions.of(max_new_tokens=max_new_tokens, **options)
         self.is_text = not isinstance(prompt, Tensor)
@@ -202,7 +209,7 @@ class Job:
 
 def generate(
     model: OPTForCausalLM,
-    prompt: Prompt,
+    prompt: Prompt | None = None,
     max_new_tokens: int | None = 20,
     *,
     return_dict: bool | None = None,
@@ -228,6 +235,7 @@ def generate(
         return_dict: Return a `Generation`: tokens, texts, scores, why each ended, the seed, and
             `fork(step, ...)`. On by itself with `record`, `output_scores` or `output_logits`.
         **options: Those of `GenerationOptions`, and these:
+            input_ids: Another name for a prompt of token ids.
             attention_mask: For token ids that are padded on the left, `[batch, pos]`.
             past_key_values: Keys and values of the first tokens of the prompt, of an earlier run;
                 the prompt is still the whole text. They are not changed.

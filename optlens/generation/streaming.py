@@ -66,7 +66,10 @@ class Stream:
 
 
 def stream(
-    model: OPTForCausalLM, prompt: Prompt, max_new_tokens: int | None = 20, **options: Any
+    model: OPTForCausalLM,
+    prompt: Prompt | None = None,
+    max_new_tokens: int | None = 20,
+    **options: Any,
 ) -> Stream:
     """Write on from one prompt, piece by piece.
 
@@ -90,8 +93,9 @@ def stream(
         >>> "The cat sat on the" + "".join(pieces) == model.generate("The cat sat on the", 5)
         True
     """
-    several = isinstance(prompt, list | tuple) or (
-        isinstance(prompt, Tensor) and prompt.ndim > 1 and len(prompt) > 1
+    given = options.get("input_ids") if prompt is None else prompt
+    several = isinstance(given, list | tuple) or (
+        isinstance(given, Tensor) and given.ndim > 1 and len(given) > 1
     )
     for name in ("num_beams", "num_return_sequences"):
         several = several or options.get(name, 1) != 1

@@ -53,6 +53,9 @@ WRONG = [
     ({"logits_processor": 3}, r"must be f\(tokens, logits\) -> logits or several such, got 3"),
     ({"max_length": 20}, "no option 'max_length': max_new_tokens= counts the new tokens alone"),
     ({"temprature": 0.5}, "no option 'temprature': did you mean 'temperature'"),
+    ({"inputs": IDS}, "no option 'inputs': the prompt comes first"),
+    ({"input_ids": IDS}, "Give one prompt.*got both a prompt and input_ids"),
+    ({"prompt": None}, "Give one prompt.*got none"),
     ({"nonsense": 0.5}, "no option 'nonsense': there are max_new_tokens, min_new_tokens"),
     ({"output_scores": True, "return_dict": False}, "output_scores is part of the result object"),
     ({"record": "residual", "num_beams": 2}, "cannot be recorded; record its result: model.record"),
@@ -73,7 +76,7 @@ def test_it_is_refused_before_anything_runs(options, message, monkeypatch):
     model = random_model(tiny_config())
     monkeypatch.setattr(model.decoder, "forward", lambda *args: pytest.fail("it ran"))
     with pytest.raises((InputError, KeyError), match=message):
-        model.generate(IDS, **options)
+        model.generate(**({"prompt": IDS} | options))
 
 
 def test_prompts_that_are_none():

@@ -31,7 +31,9 @@ def test_pieces_make_the_text():
 def test_token_ids_stream_as_ids():
     model = random_model(tiny_config())
     ids = torch.tensor([5, 6, 7])
-    assert [5, 6, 7, *model.stream(ids, 6)] == model.generate(ids, 6).tolist()
+    written = model.generate(ids, 6).tolist()
+    assert [5, 6, 7, *model.stream(ids, 6)] == written
+    assert [5, 6, 7, *model.stream(input_ids=ids, max_new_tokens=6)] == written
 
 
 def forcing(ids: list[int]):
