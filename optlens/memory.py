@@ -9,6 +9,7 @@ import torch
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+NO_LIMIT = 2**60  # the first version of the interface writes a number of this size for none
 # (limit, in use, statistics) of a container: version 2 of the interface, then version 1.
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
@@ -43,22 +44,26 @@ def _available_main_memory() -> int | None:
 
 
 def _from_meminfo() -> int | None:
-    if not _MEMINFO.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+    fields = (_read(_MEMINFO) or "").partition("MemAvailable:")[2].split()
+    return int(fields[0]) * 1024 if fields else None
 
 
 def _from_cgroup(limit: str, used: str, statistics: str) -> int | None:
-    if not ((_CGROUP / limit).is_file() and (_CGROUP / used).is_file()):
-        return None
-    text = (_CGROUP / limit).read_text().strip()
-    if not text.isdigit():  # "max": no limit
+    text = _read(_CGROUP / limit)
+    if text is None or not text.strip().isdigit() or int(text) >= NO_LIMIT:  # or it says "max"
         return None
     fields = dict(line.split() for line in (_CGROUP / statistics).read_text().splitlines())
     # Cached file pages count as used here, though the system gives them up when asked.
     reclaimable = int(fields.get("inactive_file", 0))
     return max(0, int(text) - int((_CGROUP / used).read_text()) + reclaimable)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 def describe_bytes(n: int) -> str:

@@ -307,24 +307,25 @@ def fingerprint(model: OPTForCausalLM) -> str:
     config = model.config.to_dict()
     facts = {name: config[name] for name in ARCHITECTURE}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    samples = []
-    for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        samples.append(_every_row_and_column(weight.detach()).to("cpu", torch.float32))
-    digest.update(torch.cat(samples).numpy().tobytes())
+    weights = list(model.named_parameters())
+    digest.update("".join(f"{name}{tuple(weight.shape)}" for name, weight in weights).encode())
+    for _, weight in weights:
+        sample = _every_row_and_column(weight.detach()).to("cpu", torch.float32)
+        digest.update(sample.contiguous().numpy())
     return digest.hexdigest()
 
 
 def _every_row_and_column(weight: Tensor) -> Tensor:
-    """Return the numbers on a wrapped diagonal, which meets each row and column of a matrix."""
+    """Return numbers that lie on diagonals and meet each row and column of a matrix; all of a vector."""
     if weight.ndim == 1:
         return weight
     rows, columns = weight.shape
-    short, long = sorted(weight.shape)
-    if long % short:
-        step = torch.arange(long, device=weight.device)
-        return weight[step % rows, step % columns]
-    # a stack of squares, whose diagonals are views: five times as fast as an index
-    if rows == long:
-        return weight.unflatten(0, (-1, columns)).diagonal(0, 1, 2).flatten()
-    return weight.unflatten(1, (-1, rows)).diagonal(0, 0, 2).flatten()
+    if columns % rows == 0:  # of each row as many neighbours as it takes: they come together
+        return weight.view(rows, rows, -1).diagonal().t()
+    if rows < columns:
+        return _every_row_and_column(weight.t())
+    if rows % columns == 0:
+        return weight.view(-1, columns, columns).diagonal(0, 1, 2)
+    whole = rows - rows % columns  # a stack of squares, whose diagonals are views
+    squares = weight[:whole].view(-1, columns, columns).diagonal(0, 1, 2)
+    return torch.cat([squares.flatten(), weight[whole:].diagonal()])

@@ -28,3 +28,11 @@ def test_limit_of_a_container_counts(tmp_path, monkeypatch):
     assert available_bytes("cpu") == pytest.approx(without, rel=0.5)
     (tmp_path / "memory.max").write_text("1000\n")
     assert available_bytes("cpu") == 400
+
+
+def test_a_container_without_limit_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    # what else there is need not be read, which takes longer than all the rest
+    assert 10_000_000 < available_bytes("cpu") < 2**50
