@@ -27,7 +27,7 @@ from optlens.interventions import (
     load_interventions,
     save_interventions,
 )
-from optlens.lens import LogitLens, logit_lens
+from optlens.lens import LogitAttribution, LogitLens, direct_logit_attribution, logit_lens
 from optlens.model import OPTForCausalLM, OPTModel
 from optlens.names import get_act_name, hook_names
 from optlens.patching import (
@@ -52,6 +52,7 @@ __all__ = [
     "ActivationCache",
     "Freeze",
     "Knockout",
+    "LogitAttribution",
     "LogitLens",
     "OPTConfig",
     "OPTForCausalLM",
@@ -67,6 +68,8 @@ __all__ = [
     "ablate_sweep",
     "attribution_patch",
     "causal_trace",
+    "circuits",
+    "direct_logit_attribution",
     "edge_attribution",
     "estimate_bytes",
     "evaluate",
@@ -89,9 +92,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `optlens.plots` when it is first asked for."""
-    if name == "plots":
-        return importlib.import_module("optlens.plots")
+    """Import `optlens.circuits` and `optlens.plots` when they are first asked for."""
+    if name in ("circuits", "plots"):
+        return importlib.import_module(f"optlens.{name}")
     raise AttributeError(f"module 'optlens' has no attribute {name!r}")
 
 

@@ -39,6 +39,7 @@ LAYERS = [
     {"recorder"},
     {"capture", "evaluate"},
     {"generation"},
+    {"circuits"},
     {""},  # the package's own front: `optlens/__init__.py` gathers the public names
     {"report"},
     {

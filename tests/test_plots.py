@@ -55,6 +55,7 @@ def every_figure(tokens: list[str], look: str):
             table[0], {t: table[i] for i, t in enumerate(tokens[:6])}, names=tokens, style=look
         ),
         "next_tokens": plots.next_tokens(tokens[:5], table[0, :5], style=look),
+        "waterfall": plots.waterfall(random.normal(size=count), tokens, style=look),
     }
 
 
@@ -187,6 +188,41 @@ def test_lens_trace_draws_each_series_and_names_it():
     assert [text.get_text() for text in figure.axes[0].texts] == ["·Mary", "·John"]
 
 
+def bars(figure) -> list[tuple[float, float]]:
+    """Return where each bar of a waterfall begins and ends."""
+    boxes = [patch.get_bbox() for patch in figure.axes[0].patches]
+    return [(box.x0, box.x0 + box.width) for box in boxes]
+
+
+def test_waterfall_bars_begin_where_the_one_above_ended_and_reach_the_sum():
+    values = np.array([1.0, -2.0, 0.25, 3.0, -0.25])
+    ends = bars(plots.waterfall(values, list("abcde")))
+    assert ends[0][0] == 0.0
+    assert [start for start, _ in ends[1:-1]] == [end for _, end in ends[:-2]]
+    assert ends[-1] == (0.0, 2.0) and ends[-2][1] == 2.0
+
+
+def test_waterfall_puts_small_terms_together_without_losing_them():
+    values = np.array([0.1, 4.0, 0.2, -5.0, 0.3, 3.4])
+    figure = plots.waterfall(values, list("abcdef"), most=2, total="logit")
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["b", "d", "4 others", "logit"]
+    assert bars(figure)[-1] == (0.0, pytest.approx(3.0))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+4.00", "−5.00", "+4.00", "3.00"]
+    alone = plots.waterfall(values, list("abcdef"), most=5)  # a single other keeps its name
+    names = [label.get_text() for label in alone.axes[0].get_yticklabels()]
+    assert names == [*"abcdef", "sum"]
+
+
+def test_waterfall_tells_signs_by_colour_and_a_sum_below_zero():
+    figure = plots.waterfall([1.0, -3.0], ["up", "down"], style="dark")
+    up, down, total = (to_hex(patch.get_facecolor()) for patch in figure.axes[0].patches)
+    look = plots.STYLES["dark"]
+    assert (up, down, total) == (look.diverging[-2], look.diverging[1], look.muted)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+1.00", "−3.00", "−2.00"]
+    assert plots.waterfall([0.0, 0.001]).axes[0].texts[0].get_text() == "0.00"
+
+
 def test_names_at_line_ends_do_not_cover_each_other():
     figure = plots.lens_trace({"a": [0, 0.5], "b": [0, 0.501], "c": [1, 0.502]})
     heights = sorted(text.get_position()[1] for text in figure.axes[0].texts)
@@ -265,6 +301,9 @@ def test_importing_plots_does_not_load_matplotlib():
         (lambda: plots.lens_trace({}), "1 to 6 series, not 0"),
         (lambda: plots.lens_trace({"a": [1, 2], "b": [1]}), "differ in length"),
         (lambda: plots.head_scores([[1.0]], style="sepia"), "'light', 'dark'"),
+        (lambda: plots.waterfall([1.0, np.nan], ["a", "b"]), "the term of 'b' is not finite"),
+        (lambda: plots.waterfall([1.0], ["a", "b"]), "labels has 2 entries for 1"),
+        (lambda: plots.waterfall([1.0], most=0), "most=0"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(call, message):

@@ -16,27 +16,57 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_the_python_block_runs_and_shows_something(tmp_path, monkeypatch, capsys):
-    code, patching, writing, tuning = blocks("python")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
-    printed = capsys.readouterr().out
-    rows = len(names["lens"].labels)
-    assert printed.count("\n") == 2 + rows + 1
-    assert (tmp_path / "recording.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+def sections() -> dict[str, str]:
+    """Return the Python code below each heading; the blocks follow on one another, as in a notebook."""
+    parts = re.split(r"^## (.+)$", TEXT, flags=re.MULTILINE)[1:]
+    code = zip(parts[::2], map("\n".join, map(python_in, parts[1::2])), strict=True)
+    return {heading: block for heading, block in code if block}
+
+
+def python_in(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def shows_ten_lines(names, printed, folder):
+    assert printed.count("\n") == 2 + len(names["lens"].labels) + 1
+    assert (folder / "recording.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert (names["logits"][0] - names["rec"].logits).abs().max() > 0
-    exec(compile(patching, "README.md", "exec"), names)
+
+
+def shows_a_cause(names, printed, folder):
     assert names["result"].normalized.max() > 0.3  # some head brings a good part of the answer back
-    exec(compile(writing, "README.md", "exec"), names)
+
+
+def shows_who_wrote(names, printed, folder):
+    assert abs(names["parts"].error) < 1e-4
+
+
+def shows_writing(names, printed, folder):
     assert names["text"].startswith("Once upon a time") and len(names["text"]) > 40
     assert " dog" in names["other"].texts[0] and names["result"].recording.attention.shape[0] > 1
-    capsys.readouterr()
-    exec(compile(tuning, "README.md", "exec"), names)
-    first, second = map(
-        float, re.findall(r"^perplexity (\S+)", capsys.readouterr().out, re.MULTILINE)
-    )
+
+
+def shows_training(names, printed, folder):
+    first, second = map(float, re.findall(r"^perplexity (\S+)", printed, re.MULTILINE))
     assert second < first / 2
+
+
+SHOWS = {
+    "Ten lines": shows_ten_lines,
+    "What causes the answer": shows_a_cause,
+    "Who wrote the answer": shows_who_wrote,
+    "Writing on": shows_writing,
+    "Train it, and look again": shows_training,
+}
+
+
+def test_the_python_blocks_run_and_show_something(tmp_path, monkeypatch, capsys):
+    assert list(sections()) == list(SHOWS)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for heading, code in sections().items():
+        exec(compile(code, f"README.md, {heading}", "exec"), names)
+        SHOWS[heading](names, capsys.readouterr().out, tmp_path)
 
 
 def test_make_targets_exist():

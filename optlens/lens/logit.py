@@ -77,6 +77,15 @@ class LogitLens:
             return stored[1]
         return self._map(lambda logits: logits.log_softmax(-1)[..., index].exp())
 
+    def logit(self, token: int | str) -> Tensor:
+        """Return the logit that each layer gives a token, `[layer + 1, pos]`; needs the model.
+
+        Logits of one token differ between rows by what all logits share, too; the difference of two
+        tokens' is what a layer says of the two.
+        """
+        index = self._token_id(token)
+        return self._map(lambda logits: logits[..., index])
+
     def top_labels(self) -> list:
         """Return legible names of `top_tokens`, as nested lists of the same shape."""
 

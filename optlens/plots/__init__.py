@@ -10,6 +10,7 @@ from optlens.plots.attention import attention_grid, attention_head, head_scores
 from optlens.plots.stream import lens_heatmap, lens_trace, next_tokens, residual_norms
 from optlens.plots.style import STYLES, Style
 from optlens.plots.sweep import estimate_scatter, sweep_heatmap
+from optlens.plots.waterfall import waterfall
 
 __all__ = [
     "STYLES",
@@ -23,4 +24,5 @@ __all__ = [
     "next_tokens",
     "residual_norms",
     "sweep_heatmap",
+    "waterfall",
 ]

@@ -110,3 +110,13 @@ def test_bad_requests(tiny_model):
             rec.logit_lens(top_k=top_k)
     with pytest.raises(InputError, match="101 is out of range"):
         rec.logit_lens().rank(101)
+
+
+def test_logits_of_every_row(variant):
+    model = random_model(tiny_config(**variant))
+    rec = model.record(TOKENS)
+    lens = rec.logit_lens()
+    difference = lens.logit(7) - lens.logit(8)
+    log = naive_log_probs(model, rec.residual)
+    torch.testing.assert_close(difference, log[..., 7] - log[..., 8], **CLOSE)
+    torch.testing.assert_close(lens.logit(7)[-1], model(TOKENS).logits[0, :, 7].detach(), **CLOSE)
