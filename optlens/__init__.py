@@ -13,9 +13,10 @@ import importlib
 import os
 from typing import Any
 
-from optlens import evaluate, metrics, prompts
+from optlens import evaluate, metrics, neurons, prompts
 from optlens.cache import ActivationCache
 from optlens.capture import estimate_bytes, record
+from optlens.comparison import Comparison, compare
 from optlens.config import OPTConfig
 from optlens.interventions import (
     Ablate,
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Ablate",
     "ActivationCache",
+    "Comparison",
     "Freeze",
     "Knockout",
     "LogitAttribution",
@@ -69,6 +71,7 @@ __all__ = [
     "attribution_patch",
     "causal_trace",
     "circuits",
+    "compare",
     "direct_logit_attribution",
     "edge_attribution",
     "estimate_bytes",
@@ -81,6 +84,7 @@ __all__ = [
     "load_interventions",
     "logit_lens",
     "metrics",
+    "neurons",
     "patch_sweep",
     "path_patch",
     "plots",

@@ -14,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,26 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
             "was it written by another call?"
         )
     return tensors, facts
+
+
+def write_fields(path: str | os.PathLike, result: Any, kind: str) -> None:
+    """Write a dataclass of tensors and JSON-able values to one safetensors file, atomically.
+
+    Raises:
+        OSError: If the file cannot be written; an existing one is then untouched.
+    """
+    parts = {part.name: getattr(result, part.name) for part in fields(result)}
+    tensors = {name: value for name, value in parts.items() if isinstance(value, Tensor)}
+    facts = {name: value for name, value in parts.items() if name not in tensors}
+    write_tensors(path, tensors, {"kind": kind, "fields": facts})
+
+
+def read_fields(path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """Read what `write_fields` has written, as arguments by name; tuples have become lists.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no file of this kind.
+    """
+    tensors, facts = read_tensors(path, kind)
+    return {**tensors, **facts["fields"]}

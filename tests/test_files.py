@@ -8,6 +8,7 @@ import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load
 
-from optlens.files import read_tensors, replacing, write_tensors
+from optlens.files import read_fields, read_tensors, replacing, write_fields, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2], dtype=torch.int16)}
 FACTS = {"kind": "Test", "layers": [0, 1], "text": "·é↵"}
@@ -300,3 +301,22 @@ def test_other_kinds_and_missing_files_are_refused_by_name(tmp_path):
     for missing in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match="There is no file"):
             read_tensors(missing, "Test")
+
+
+@dataclass
+class Result:
+    values: torch.Tensor
+    extra: torch.Tensor | None
+    layers: list[int]
+
+
+def test_the_fields_of_a_dataclass_come_back(tmp_path):
+    path = tmp_path / "file.safetensors"
+    for extra in (None, torch.tensor([True, False])):
+        result = Result(torch.arange(6.0).view(2, 3).T, extra, [0, 3])
+        write_fields(path, result, "Result")
+        found = Result(**read_fields(path, "Result"))
+        for field in fields(Result):
+            torch.testing.assert_close(getattr(found, field.name), getattr(result, field.name))
+    with pytest.raises(ValueError, match="holds Result, not a Recording"):
+        read_fields(path, "Recording")

@@ -35,7 +35,7 @@ LAYERS = [
     {"metric_targets", "bound_metric", "metrics", "prompt_set", "prompt_drafts", "prompts"},
     {"recording", "selection", "checkpoints", "summary"},
     {"interventions", "patching"},
-    {"lens"},
+    {"lens", "neurons", "comparison"},
     {"recorder"},
     {"capture", "evaluate"},
     {"generation"},

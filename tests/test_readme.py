@@ -41,6 +41,11 @@ def shows_who_wrote(names, printed, folder):
     assert abs(names["parts"].error) < 1e-4
 
 
+def shows_neurons(names, printed, folder):
+    assert "[·to]" in printed
+    assert names["difference"].changed[-1]
+
+
 def shows_writing(names, printed, folder):
     assert names["text"].startswith("Once upon a time") and len(names["text"]) > 40
     assert " dog" in names["other"].texts[0] and names["result"].recording.attention.shape[0] > 1
@@ -55,6 +60,7 @@ SHOWS = {
     "Ten lines": shows_ten_lines,
     "What causes the answer": shows_a_cause,
     "Who wrote the answer": shows_who_wrote,
+    "Neurons, and two runs side by side": shows_neurons,
     "Writing on": shows_writing,
     "Train it, and look again": shows_training,
 }
