@@ -2,6 +2,7 @@
 
     python benchmarks/patching.py
     python benchmarks/patching.py --skip-peer
+    python benchmarks/patching.py --plot patching.png
 
 One random float32 model of 125m's shapes, the same weights in both libraries, prompts of 15 tokens. Each
 comparison alternates: a sweep of ours, then the same patches by the peer, and so on; both give the same
@@ -182,12 +183,20 @@ def peaks(budgets: tuple[int, ...]) -> list[dict[str, float]]:
     return found
 
 
-def growth(lengths: tuple[int, ...], depths: tuple[int, ...]) -> list[dict[str, float]]:
+def growth(
+    lengths: tuple[int, ...], depths: tuple[int, ...], once_from: int = 256
+) -> list[dict[str, float]]:
     """Measure how the cost of a patch grows with prompt length and depth, against its operations.
 
+    Args:
+        lengths: Tokens of the prompts, at 12 blocks.
+        depths: Numbers of blocks, at `LENGTH` tokens.
+        once_from: Prompts of so many tokens are swept once, which takes minutes and in which
+            starting up does not count; shorter ones four times, of which the first warms up.
+
     Returns:
-        For each size: patches, seconds, milliseconds per patch, GFLOP per patch, and the share of
-        `product_rate` that was reached.
+        For each size: tokens, layers, patches, seconds, milliseconds per patch, GFLOP per patch,
+        the share of `product_rate` that was reached, and how many runs the seconds are a median of.
     """
     rate, found = product_rate(), []
     sizes = [(length, 12) for length in lengths] + [(LENGTH, depth) for depth in depths]
@@ -199,8 +208,9 @@ def growth(lengths: tuple[int, ...], depths: tuple[int, ...]) -> list[dict[str, 
         corrupt[0, 0] = clean[0, 0]
         run = functools.partial(sweep, model, clean, corrupt, "resid_pre", ("layer", "pos"))
         plan = patch_sweep(model, clean, corrupt, metric=METRIC, dry_run=True)
-        run()
-        seconds = statistics.median(clock(run)[0] for _ in range(3))
+        times = [clock(run)[0] for _ in range(1 if length >= once_from else 4)]
+        times = times[1:] or times
+        seconds = statistics.median(times)
         found.append(
             {
                 "tokens": length,
@@ -210,10 +220,44 @@ def growth(lengths: tuple[int, ...], depths: tuple[int, ...]) -> list[dict[str, 
                 "ms_per_patch": 1000 * seconds / plan.patches,
                 "gflop_per_patch": plan.flops / plan.patches / 1e9,
                 "share_of_product_rate": plan.flops / seconds / rate,
+                "runs": len(times),
             }
         )
         print("  ".join(f"{key} {value:.4g}" for key, value in found[-1].items()), flush=True)
     return found
+
+
+def draw(sizes: list[dict[str, float]], path: str) -> None:
+    """Write a figure of the cost per patch against its operations, as `growth` measured them.
+
+    Args:
+        sizes: What `growth` returned.
+        path: The file; its ending says which kind.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    rate = statistics.median(
+        each["gflop_per_patch"] / each["ms_per_patch"] / each["share_of_product_rate"]
+        for each in sizes
+    )  # GFLOP per ms
+    for name, of_name in (("tokens", "12 blocks"), ("layers", f"{LENGTH} tokens")):
+        line = [each for each in sizes if (each["tokens"] == LENGTH) == (name == "layers")]
+        points = [(each["gflop_per_patch"], each["ms_per_patch"]) for each in line]
+        if not points:
+            continue
+        axes.plot(*zip(*points, strict=True), "o-", label=f"number of {name}, at {of_name}")
+        for each, point in zip(line, points, strict=True):
+            axes.annotate(f" {each[name]}", point, va="top")
+    ends = [f(each["gflop_per_patch"] for each in sizes) for f in (min, max)]
+    products = [end / rate for end in ends]
+    axes.plot(ends, products, "--", color="grey", label="at the rate of large matrix products")
+    axes.set(xscale="log", yscale="log", xlabel="GFLOP per patch", ylabel="ms per patch")
+    axes.set_title("resid_pre, layer x pos, 125m's width")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -223,8 +267,11 @@ def main() -> None:
     parser.add_argument("--skip-peer", action="store_true", help="leave out TransformerLens")
     parser.add_argument("--skip-own", action="store_true", help="only TransformerLens")
     parser.add_argument("--skip-growth", action="store_true", help="leave out other sizes")
+    parser.add_argument("--plot", metavar="FILE", help="draw the cost of a patch at all sizes")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.plot and args.skip_growth:
+        parser.error("--plot shows the sizes that --skip-growth leaves out")
     torch.set_grad_enabled(False)
     if args.peak:
         print(peak_memory(args.peak))
@@ -233,6 +280,8 @@ def main() -> None:
     rows = [] if args.skip_peer else peer_rows(model, args.pairs)
     rows += [] if args.skip_own else own_rows(model, args.pairs)
     sizes = [] if args.skip_growth else growth((16, 32, 64, 128, 256), (4, 8, 24))
+    if args.plot:
+        draw(sizes, args.plot)
     memory = [] if args.skip_growth else peaks((200_000_000, 400_000_000, 1_000_000_000))
     publish("patching", rows, growth=sizes, memory=memory)
 

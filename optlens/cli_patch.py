@@ -17,6 +17,7 @@ from optlens import metrics
 from optlens.checks import InputError
 from optlens.cli_tools import check_targets, read_text, screen, step
 from optlens.patching import PatchResult, SweepPlan, patch_sweep
+from optlens.patching.grid import axes_of
 from optlens.patching.pairs import paired_tokens
 from optlens.patching.sites import sites_named
 from optlens.report.markup import visible
@@ -37,6 +38,7 @@ def patch(options: argparse.Namespace) -> int:
     site = _several(options.site, "--site")
     site = site[0] if len(site) == 1 else site
     over = _several(options.over, "--over") if options.over is not None else _usual_axes(site)
+    over = axes_of(site, over)
     check_targets({"--html": options.html, "--save": options.save})
     if options.dry_run and (options.html or options.save):
         raise ValueError("--dry-run finds nothing to write: leave out --html and --save")

@@ -205,6 +205,9 @@ def test_a_token_that_is_no_text_of_its_own_is_given_by_its_id():
             "No site is called 'residual'; there are embed, resid_pre",
         ),
         ([*PATCH, "--over", "layer,"], '--over "layer,": give names'),
+        ([*PATCH, "--over", "layer,head"], "a sweep over 'head' means nothing there"),
+        ([*PATCH, "--over", "layer,token"], "names 'token'; the axes are"),
+        ([*PATCH, "--site", "embed", "--over", "layer"], "comes once, not in every layer"),
         ([*PATCH, "--dry-run", "--html", "x.html"], "--dry-run finds nothing to write"),
         ([*PATCH, "--html", "a", "--save", "./a"], "--html and --save name one file"),
         ([*PATCH, "--html", "no_folder/x.html"], "no_folder"),
@@ -221,8 +224,6 @@ def test_what_is_wrong_at_once_is_found_before_loading(arguments, message, capsy
     ("arguments", "message"),
     [
         (["patch", CLEAN, CLEAN], "the two prompts are the same"),
-        ([*PATCH, "--over", "layer,head"], "a sweep over 'head' means nothing there"),
-        ([*PATCH, "--over", "layer,token"], "names 'token'; the axes are"),
         ([*PATCH, "--answer", " John"], "--answer and --wrong are the same token, ' John'"),
         ([*PATCH, "--answer", " "], '--answer " ": give the token'),
         ([*PATCH, "--wrong", "Constantinople"], "--wrong: 'Constantinople' is 6 tokens (C | on |"),

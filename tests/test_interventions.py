@@ -364,16 +364,17 @@ def test_all_models_and_precisions_take_interventions():
         assert not bare(IDS).last_hidden_state.allclose(clean)
 
 
-def test_a_block_called_alone_is_refused():
+@pytest.mark.parametrize("failure", [ArithmeticError, KeyboardInterrupt])
+def test_a_block_called_alone_is_refused(failure: type[BaseException]):
     model = build()
 
     def fail(value: torch.Tensor, hook: Any) -> None:
-        raise ArithmeticError
+        raise failure
 
     with model.intervene(Scale("resid_post", factor=2)):
         model(IDS)
         # nor is anything known of a pass that failed
-        with pytest.raises(ArithmeticError):
+        with pytest.raises(failure):
             model.run_with_hooks(IDS, fwd_hooks=[("blocks.1.hook_attn_out", fail)])
         with pytest.raises(InputError, match="called alone"):
             model.hook_dict["blocks.0.hook_resid_post"](torch.ones(2, 7, 32))

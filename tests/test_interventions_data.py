@@ -46,6 +46,16 @@ WORDS = [
 ]
 
 
+@pytest.mark.parametrize("each", [*EVERY, *WORDS], ids=repr)
+def test_a_description_reads_as_the_intervention_itself(each: Any):
+    kept = json.loads(json.dumps(optlens.interventions.describe(each)))
+    assert optlens.interventions.in_words(kept) == repr(each)
+
+
+def test_a_description_of_a_later_version_reads_as_its_name():
+    assert optlens.interventions.in_words({"kind": "Rotate", "tensors": {}}) == "Rotate()"
+
+
 def logits(each: Any) -> torch.Tensor:
     with torch.no_grad(), MODEL.intervene(each):
         return MODEL(IDS).logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -65,12 +66,12 @@ def test_mean_over_prompts_and_positions(site, variant, monkeypatch):
 def test_means_in_half_precision_are_summed_in_float64():
     """Many values of one sign, added up in float16, would soon be infinite."""
     model = random_model(tiny_config(), torch.float16)
-    address = Scale("resid_post", layer=1, factor=0).address
+    hooks = ["blocks.1.hook_resid_post"]
     many = torch.randint(3, 101, (40, 20), generator=torch.manual_seed(7))
     values = at(model, many, "resid_post").double()
-    found = reference.mean_over_all(model, many, address)["blocks.1.hook_resid_post"]
+    found = reference.mean_over_all(model, many, hooks)["blocks.1.hook_resid_post"]
     torch.testing.assert_close(found, values.mean((0, 1)), rtol=1e-12, atol=1e-12)
-    by_position = reference.mean_of_positions(model, many, address).values
+    by_position = reference.mean_of_positions(model, many, hooks).values
     found = by_position["blocks.1.hook_resid_post"][0]
     torch.testing.assert_close(found, values.mean(0), rtol=1e-12, atol=1e-12)
 
@@ -300,6 +301,30 @@ def test_reference_runs_are_unedited_and_unseen(each):
     torch.testing.assert_close(ours, expected, **CLOSE)
     assert seen == [2]
     assert listeners(model) == {}
+
+
+def test_what_interventions_of_a_list_take_from_the_same_prompts_is_run_once():
+    """Equal prompts, asked for the same: means over all, means by position, whole runs."""
+    model = build()
+    several = [
+        Ablate("z", layer=0, head=1, mode="mean", reference=OTHERS),
+        Ablate("z", layer=0, head=[3, 0], mode="mean", reference=OTHERS.clone()),
+        Ablate("resid_mid", layer=1, pos=-1, mode="mean", reference=OTHERS),
+        Ablate("mlp_out", layer=1, pos=0, mode="mean", per_position=True, reference=OTHERS),
+        Ablate("mlp_post", layer=0, neuron=3, mode="mean", per_position=True, reference=OTHERS),
+        Freeze("z", layer=1, head=0, source=OTHERS[:2]),
+        Ablate("z", layer=1, head=2, mode="resample", reference=OTHERS[:2]),
+        Ablate("z", layer=1, head=1, mode="mean", reference=OTHERS[:3]),
+    ]
+    seen = []
+    model.decoder.register_forward_pre_hook(lambda *_: seen.append("a run"))
+    ours = edited(model, several)
+    assert len(seen) == 4 + 1  # over all, by position, whole, the other prompts; and the run itself
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for each in several:
+            stack.enter_context(model.intervene(each))
+        apart = model(IDS, use_cache=False).logits
+    torch.testing.assert_close(ours, apart, rtol=0, atol=0)
 
 
 def test_outer_positions_need_not_exist_in_reference_prompts():

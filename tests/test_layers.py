@@ -26,6 +26,7 @@ LAYERS = [
         "outputs",
         "staging",
         "linear",
+        "progress",
     }
     | {"attention_mask", "memory", "allocator", "demo", "logit_math", "prompt_words", "labels"}
     | {"window_log"},

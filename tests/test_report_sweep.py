@@ -21,6 +21,7 @@ from optlens.report.pictures import sweep_png
 from optlens.report.sweep_facts import gather_sweep
 from optlens.report.sweep_page import sweep_page, sweep_stylesheet
 from optlens.report.sweep_tables import level_class, number
+from optlens.report.sweep_terminal import text_of_sweep
 from optlens.report.sweep_words import kind_of, meaning
 
 
@@ -237,6 +238,20 @@ def test_kinds_are_told_apart(about, name, words):
     kind = kind_of(about, True)
     assert kind.name == name and words in kind.doing
     assert kind.from_clean == (about.get("direction") == "noise")
+
+
+def test_interventions_on_all_runs_are_named():
+    given = [optlens.Ablate("z", layer=1, head=[0, 2]), optlens.Knockout(query=-1, key="<b>\u202e")]
+    described = [optlens.interventions.describe(each) for each in given]
+    facts = gather_sweep(make_result("layer", "head", interventions=described))
+    page, text = Page(sweep_page(facts)), text_of_sweep(facts, width=60)
+    for shown in (page.text, text):
+        assert "All runs are under interventions:" in shown
+        assert "Ablate('z', layer=1, head=[0, 2])" in shown
+        assert "Knockout(query=-1, key='<b>" in shown and "\u202e" not in shown
+    assert max(map(len, text.splitlines())) <= 60
+    plain = make_result("layer", "head")
+    assert "interventions" not in page_of(plain).text + text_of_sweep(gather_sweep(plain))
 
 
 def test_knockouts_and_ablations_are_told_apart():

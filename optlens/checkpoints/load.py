@@ -29,6 +29,7 @@ from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_
 from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype
 from optlens.checkpoints.read import Weights
 from optlens.config import OPTConfig
+from optlens.progress import progress_bar
 from optlens.tokenizer import OPTTokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -171,12 +172,10 @@ def _fill(
     progress: bool,
 ) -> None:
     """Read every tensor and put it where it belongs."""
-    from tqdm.auto import tqdm
-
     parameter_of = {name: parameter for parameter, name in stored.items()}
     read_since_release = 0
     # The delay keeps the bar away from loads that are over before anyone could read it.
-    with tqdm(total=len(stored), desc="Loading weights", delay=1, disable=not progress) as bar:
+    with progress_bar(len(stored), progress, desc="Loading weights", delay=1) as bar:
         for name in weights.by_file(list(parameter_of)):
             tensor = weights.tensor(name)
             placed = tensor.to(device).to(dtype).contiguous()

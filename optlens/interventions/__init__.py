@@ -10,7 +10,13 @@ The same lists go to `model.record(prompt, interventions=...)`. Read `kinds.py` 
 from optlens.interventions.edits import as_list, intervene, resolve
 from optlens.interventions.intervention import Intervention
 from optlens.interventions.kinds import Ablate, Freeze, Knockout, Patch, Scale, Steer
-from optlens.interventions.store import describe, load_interventions, provenance, save_interventions
+from optlens.interventions.store import (
+    describe,
+    in_words,
+    load_interventions,
+    provenance,
+    save_interventions,
+)
 
 __all__ = [
     "Ablate",
@@ -22,6 +28,7 @@ __all__ = [
     "Steer",
     "as_list",
     "describe",
+    "in_words",
     "intervene",
     "load_interventions",
     "provenance",

@@ -8,10 +8,10 @@ meant, so that whatever is wrong raises before anything is computed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -19,12 +19,12 @@ from torch import Tensor
 from optlens import checks
 from optlens.hooks import HookPoint
 from optlens.inputs import Inputs
-from optlens.interventions import reference
 from optlens.interventions.address import EDGES, SITES, items_of
 from optlens.interventions.held import HeldRun
 from optlens.interventions.intervention import Intervention
 from optlens.interventions.kinds import Ablate, Freeze, Knockout, Patch, Scale, Steer
 from optlens.interventions.passes import Chosen, Pass, Spans
+from optlens.interventions.reference import References
 from optlens.interventions.values import (
     Average,
     Borrowed,
@@ -33,6 +33,7 @@ from optlens.interventions.values import (
     PerDevice,
     Resampled,
     Source,
+    take_columns,
 )
 
 if TYPE_CHECKING:
@@ -45,13 +46,20 @@ _numbers = itertools.count()
 class Edit:
     """One intervention meeting one model: a hook function for each of its hooks."""
 
-    def __init__(self, intervention: Intervention, model: OPTBase, spans: Spans) -> None:
+    def __init__(
+        self,
+        intervention: Intervention,
+        model: OPTBase,
+        spans: Spans,
+        references: References,
+    ) -> None:
         """Check the address against the model, and run what the intervention refers to.
 
         Args:
             intervention: What to do.
             model: The model.
             spans: Names for positions; those that the intervention uses are kept.
+            references: The runs that it and others of its list refer to.
 
         Raises:
             InputError: If the model lacks what is addressed.
@@ -67,11 +75,17 @@ class Edit:
         narrowed = address.chosen(config)
         self.axis = None if narrowed is None else narrowed[0]
         self.indices = None if narrowed is None else PerDevice(torch.tensor(narrowed[1]))
-        self.source = _source(intervention, model)
+        self.source = _source(intervention, model, references)
         self.bound_to: tuple[int, int] | None = None  # batch and columns of the pass
+        self.inputs: ReferenceType[Inputs] | None = None
 
-    def bind(self, run: Pass) -> None:
+    def bind(self, run: Pass, inputs: ReferenceType[Inputs] | None = None) -> None:
         """Find out which columns are meant in the pass that begins.
+
+        Args:
+            run: The pass.
+            inputs: What the decoder was given for it. They are gone when it is over, however it
+                ended; None if it may act in any pass of this shape.
 
         Raises:
             InputError: If an addressed position does not exist or a value does not fit.
@@ -81,7 +95,7 @@ class Edit:
         limits = {} if self.source is None else self.source.bind(run, chosen)
         self.selected = self._selected(run, chosen, limits)
         self.acts = self.selected is None or bool(self.selected.on(torch.device("cpu")).any())
-        self.bound_to = (run.batch, run.n_query)
+        self.bound_to, self.inputs = (run.batch, run.n_query), inputs
 
     def _selected(
         self, run: Pass, chosen: dict[str, Chosen], limits: dict[str, Tensor]
@@ -102,20 +116,49 @@ class Edit:
     def __call__(self, value: Tensor, hook: HookPoint) -> Tensor | None:
         """Edit a hook's value, its own copy."""
         shape = (value.shape[0], value.shape[2 if self.are_edges else 1])
-        if shape != self.bound_to:
+        if shape != self.bound_to or (self.inputs is not None and self.inputs() is None):
             raise checks.InputError(self._astray(shape))
+        return self._edited(value, hook.name, lambda numbers: numbers) if self.acts else None
+
+    def at_places(self, value: Tensor, hook: str, prompts: Tensor, columns: Tensor) -> Tensor:
+        """Edit a part of the pass that this is bound to, for who computes only that part.
+
+        Args:
+            value: Rows of a hook's value, with some columns only: `[run, pos, ...]`, or
+                `[run, head, query, key]` with all keys. It is left as it is.
+            hook: The hook's name.
+            prompts: Which prompt of the pass each row belongs to, `[run]`.
+            columns: Which of its columns there are, `[run, pos]`; queries, for edges.
+
+        Returns:
+            The value after the edit.
+        """
+
+        def there(numbers: Tensor) -> Tensor:
+            if numbers.ndim < value.ndim:  # the same for all prompts and positions
+                return numbers
+            numbers = numbers[prompts] if numbers.shape[0] > 1 else numbers
+            axis = 2 if self.are_edges else 1
+            return take_columns(numbers, axis, columns) if numbers.shape[axis] > 1 else numbers
+
         if not self.acts:
-            return None
+            return value
+        new = self._edited(value, hook, there)
+        # without a choice of places it may be the very numbers that are to be written
+        return new.clone() if self.selected is None and self.indices is None else new
+
+    def _edited(self, value: Tensor, hook: str, there: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a value after the edit; `there` takes from what fits the whole pass its part."""
         indices = None if self.indices is None else self.indices.on(value.device)
         part = value if indices is None else value.index_select(self.axis, indices)
-        new = self._changed(part, hook.name)
+        new = self._changed(part, hook, there)
         if self.selected is not None:
-            new = torch.where(self.selected.on(value.device), new, part)
+            new = torch.where(there(self.selected.on(value.device)), new, part)
         new = new.expand_as(part)
         return new.contiguous() if indices is None else value.index_copy(self.axis, indices, new)
 
     def _astray(self, shape: tuple[int, int]) -> str:
-        if self.bound_to is not None:
+        if self.bound_to not in (None, shape):
             return (
                 f"{self.intervention!r} was resolved for tokens [batch, pos] = "
                 f"{list(self.bound_to)}, but the run has {list(shape)}; resolve it for these."
@@ -125,17 +168,17 @@ class Edit:
             "tokens stand; a part of the model was called alone. Use model.hooks there."
         )
 
-    def _changed(self, part: Tensor, hook: str) -> Tensor:
+    def _changed(self, part: Tensor, hook: str, there: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what replaces the addressed heads or neurons, at all positions."""
         match self.intervention:
             case Scale(factor=factor):
                 return torch.where(part.isinf(), part, part * factor)  # -inf: a masked score
             case Steer(scale=scale):
-                return part + scale * self.source.at(hook, part)
-        return self.source.at(hook, part)
+                return part + scale * there(self.source.at(hook, part))
+        return there(self.source.at(hook, part))
 
 
-def _source(intervention: Intervention, model: OPTBase) -> Source | None:
+def _source(intervention: Intervention, model: OPTBase, references: References) -> Source | None:
     """Prepare where an intervention's numbers come from."""
     config, address = model.config, intervention.address
     match intervention:
@@ -148,16 +191,16 @@ def _source(intervention: Intervention, model: OPTBase) -> Source | None:
         case Ablate(mode="zero"):
             return Given(0.0, "", address, config)
         case Ablate(mode="mean", per_position=True):
-            means = reference.mean_of_positions(model, intervention.reference, address)
+            means = references.mean_of_positions(intervention.reference)
             return Means(means, "The reference of a mean ablation", address, config, False)
         case Ablate(mode="mean"):
-            return Average(reference.mean_over_all(model, intervention.reference, address))
+            return Average(references.mean_over_all(intervention.reference, address))
         case Ablate():
-            run, tokens = reference.reference_run(model, intervention.reference, address)
+            run, tokens = references.run(intervention.reference)
             return Resampled(run, tokens, intervention.seed, address, config)
         case Freeze(source=source):
             if not isinstance(source, HeldRun):
-                source, _ = reference.reference_run(model, source, address)
+                source, _ = references.run(source)
             return Borrowed(source, "The source of Freeze", address, config, True)
     return None
 
@@ -173,7 +216,9 @@ class Session:
     ) -> None:
         """Check the interventions against the model, and make their reference runs."""
         self.model, self.spans = model, dict(spans or {})
-        self.edits = [Edit(each, model, self.spans) for each in as_list(interventions)]
+        several = as_list(interventions)
+        references = References(model, several)
+        self.edits = [Edit(each, model, self.spans, references) for each in several]
         self.prompts: WeakKeyDictionary[KVCache, Pass] = WeakKeyDictionary()
 
     @property
@@ -181,10 +226,16 @@ class Session:
         """Pairs of hook name and hook function, in the order of the list."""
         return [(hook, edit) for edit in self.edits for hook in edit.hooks]
 
-    def bind(self, run: Pass) -> None:
-        """Tell every edit about a pass."""
+    def bind(self, run: Pass, inputs: ReferenceType[Inputs] | None = None) -> None:
+        """Tell every edit about a pass; see `Edit.bind`."""
         for edit in self.edits:
-            edit.bind(run)
+            edit.bind(run, inputs)
+
+    def bind_to(self, tokens: Tensor, mask: Tensor | None) -> None:
+        """Tell every edit about passes over whole sequences, `[batch, pos]`, and their padding."""
+        real = torch.ones_like(tokens) if mask is None else mask
+        names = {"tokenizer": self.model.tokenizer, "spans": self.spans}
+        self.bind(Pass(real.bool().cpu(), tokens.shape[1], tokens, **names))
 
     def begin(self, decoder: Any, args: tuple, kwargs: dict) -> None:
         """Look at the pass that the decoder is about to make."""
@@ -195,12 +246,15 @@ class Session:
         prompt = None if cache is None else self.prompts.get(cache)
         names = {"tokenizer": self.model.tokenizer, "spans": self.spans}
         run = Pass.of_inputs(inputs, prompt, **names)
-        self.bind(run)
+        self.bind(run, ref(inputs))
         if cache is not None and run.is_first:
             self.prompts[cache] = run
 
     def end(self, decoder: Any, args: tuple, output: Any) -> None:
-        """Forget the pass, also when it failed."""
+        """Forget the pass, also when it failed.
+
+        An interrupt from the keyboard passes by; then the pass's inputs are no more.
+        """
         for edit in self.edits:
             edit.bound_to = None
 
@@ -283,15 +337,7 @@ def resolve(
         >>> model.run_with_hooks(tokens, fwd_hooks=pairs)  # doctest: +SKIP
     """
     session = Session(model, interventions, spans)
-    real = torch.ones_like(tokens) if mask is None else mask
-    run = Pass(
-        real.bool().cpu(),
-        tokens.shape[1],
-        tokens,
-        tokenizer=model.tokenizer,
-        spans=session.spans,
-    )
-    session.bind(run)
+    session.bind_to(tokens, mask)
     return session.hooks
 
 

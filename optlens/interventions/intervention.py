@@ -25,7 +25,7 @@ from optlens.selection import show
 Prompts = tuple[str, ...] | Tensor
 # Field names, by what they hold.
 _INDICES = ("layer", "layers", "head", "heads", "neuron")
-_PLACES, _PROMPTS = ("pos", "query", "key"), ("reference", "source")
+PROMPTS, _PLACES = ("reference", "source"), ("pos", "query", "key")
 
 
 class Intervention:
@@ -77,7 +77,7 @@ class Intervention:
             given = getattr(self, field.name)
             if field.name == "site" and self._site_comes_first:
                 parts.append(repr(given))
-            elif field.name in _PROMPTS and given is not None:
+            elif field.name in PROMPTS and given is not None:
                 parts.append(f"{field.name}={_shown_run(given)}")
             elif not _equal(given, field.default):
                 parts.append(f"{field.name}={_shown(given)}")

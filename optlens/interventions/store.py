@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from optlens.files import read_tensors, write_tensors
 from optlens.interventions.address import decode, encode
-from optlens.interventions.edits import active_edits, as_list
+from optlens.interventions.edits import Edit, active_edits, as_list
 from optlens.interventions.held import HeldRun
-from optlens.interventions.intervention import Intervention
+from optlens.interventions.intervention import PROMPTS, Intervention
 from optlens.interventions.kinds import KINDS
+from optlens.selection import show
 
 if TYPE_CHECKING:
     from optlens.base import OPTBase
@@ -72,13 +73,46 @@ def describe(intervention: Intervention) -> dict[str, Any]:
     return {**written, "tensors": {name: _digest(value) for name, value in tensors.items()}}
 
 
+def in_words(described: Mapping[str, Any]) -> str:
+    """Write what `describe` or `provenance` gave as a user would write the call.
+
+    Example:
+        >>> in_words({"kind": "Scale", "site": "z", "layer": [0, 1], "factor": 0.5, "tensors": {}})
+        "Scale('z', layer=[0, 1], factor=0.5)"
+    """
+    kind, tensors, parts = KINDS.get(described["kind"]), described["tensors"], []
+    for field in dataclasses.fields(kind) if kind is not None else ():
+        given, prefix = described.get(field.name), f"{field.name}="
+        if isinstance(given, dict) and "run" in given:
+            text = repr(HeldRun(dict.fromkeys(given["hooks"])))
+        elif field.name in PROMPTS and given is not None:
+            count = len(given) if isinstance(given, list) else tensors[given["tensor"]]["shape"][0]
+            text = f"<{count} prompt{'s' * (count > 1)}>"
+        elif isinstance(given, dict) and "tensor" in given:
+            tensor = tensors[given["tensor"]]
+            text = f"tensor{tensor['shape']} {tensor['dtype'].removeprefix('torch.')}"
+        else:
+            given = decode(given)
+            if given == field.default:
+                continue
+            text = show(tuple(given) if isinstance(given, list) else given)
+            prefix = "" if field.name == "site" and kind is not KINDS["Steer"] else prefix
+        parts.append(prefix + text)
+    return f"{described['kind']}({', '.join(parts)})"
+
+
 def provenance(model: OPTBase) -> list[dict[str, Any]]:
-    """Describe the interventions that act on a model now, in the order in which they were given.
+    """Describe the interventions that act on a model now, in the order in which they were given."""
+    return describe_edits(active_edits(model))
+
+
+def describe_edits(edits: Iterable[Edit]) -> list[dict[str, Any]]:
+    """Describe interventions that have met a model.
 
     With the positions of the spans that they use, whose names mean nothing elsewhere.
     """
     described = []
-    for edit in active_edits(model):
+    for edit in edits:
         spans = {name: _plain(entry) for name, entry in edit.spans.items()}
         described.append(describe(edit.intervention) | ({"spans": spans} if spans else {}))
     return described

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from optlens import checks
 from optlens.attention_mask import real_tokens
+from optlens.interventions import Intervention
 from optlens.patching.base_run import run_base, site_values
 from optlens.patching.grid import make_grid
 from optlens.patching.measure import AnyMetric
@@ -17,6 +18,7 @@ from optlens.patching.pairs import undisturbed
 from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult
 from optlens.patching.sites import as_given, names_of
+from optlens.patching.standing import Standing
 from optlens.patching.sweep import Sweep
 from optlens.selection import Selection
 
@@ -47,6 +49,8 @@ def ablate_sweep(
     dry_run: bool = False,
     stream: bool = False,
     resume: PatchResult | None = None,
+    interventions: Intervention | Iterable[Intervention] = (),
+    spans: Mapping[str, Any] | None = None,
 ) -> PatchResult | SweepPlan | Iterator[PatchResult]:
     """Ablate one place at a time and measure each.
 
@@ -73,10 +77,15 @@ def ablate_sweep(
         dry_run: As for `patch_sweep`.
         stream: As for `patch_sweep`.
         resume: As for `patch_sweep`.
+        interventions: One or several of `optlens.interventions` that act on every run of the
+            prompts, and where they meet an ablation before it. References are run without them, as
+            those of `optlens.Ablate` are: each result is that of `model.intervene` with this list
+            and an `Ablate` at its end.
+        spans: Names for positions in `interventions`, as `model.intervene` takes them.
 
     Returns:
-        The metric of every ablation; its `clean` is the run that nothing was done to, and it has no
-        `corrupt`.
+        The metric of every ablation; its `clean` is the run that nothing was done to (but the
+        `interventions`), and it has no `corrupt`.
 
     Raises:
         InputError: If arguments do not fit together; "mean" and "resample" need a reference.
@@ -95,7 +104,10 @@ def ablate_sweep(
         )
     others = None if reference is None else model.prepare_inputs(reference)
     with undisturbed(model):
-        base = run_base(model, tokens, mask, names)
+        standing = Standing(model, interventions, spans)
+        standing.check_site(site)
+        with standing.at_work(tokens, mask, "prompts"):
+            base = run_base(model, tokens, mask, names)
         sources = _sources(model, base, mode, others, per_position, seed, names)
     grid = make_grid(
         model.config, site, over, base.real.cpu(), layers, heads, positions, neurons, window
@@ -104,9 +116,8 @@ def ablate_sweep(
     about |= {"per_position": per_position, "seed": seed if mode == "resample" else None}
     if others is not None:
         about["reference"] = others[0].tolist()
-    sweep = Sweep(
-        model, base, sources, grid, metric, (base.final, None), None, about, memory_budget
-    )
+    finals = base.final, None
+    sweep = Sweep(model, base, sources, grid, metric, finals, None, about, memory_budget, standing)
     return sweep.answer(dry_run, stream, progress, resume)
 
 

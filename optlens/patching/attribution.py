@@ -25,7 +25,7 @@ from optlens.patching.gradients import GraphRun, differentiable_metric, graph_ru
 from optlens.patching.grid import Grid, make_grid
 from optlens.patching.measure import AnyMetric
 from optlens.patching.pairs import denoises, paired_tokens, undisturbed
-from optlens.patching.result import PatchResult, make_labels, prompt_strings, token_labels
+from optlens.patching.result import PatchResult, paired_labels, token_labels
 from optlens.patching.sites import Site, as_given, names_of, site_named
 from optlens.recording import fingerprint
 from optlens.selection import Selection
@@ -124,7 +124,7 @@ def attribution_patch(
         (unpatched + terms).cpu(),
         *(ends if denoise else ends[::-1]),
         grid.axes,
-        make_labels(grid.choices, prompt_strings(model, base, real)),
+        paired_labels(model, grid.choices, clean_tokens, corrupt_tokens, real),
         grid.choices,
         about | {"model": fingerprint(model), "labels": token_labels(model, about)},
     )

@@ -96,10 +96,9 @@ def make_grid(
         InputError: If an axis does not exist, is named twice or does not fit the site.
     """
     sites = sites_named(site)
-    over = [over] if isinstance(over, str) else list(over)
-    if len(sites) > 1 and "component" not in over:
-        over = ["component", *over]
-    _check_axes(over, sites, window)
+    over = axes_of(site, over)
+    if window < 1:
+        raise checks.InputError(f"window={window}: a patch writes at least one layer.")
     chosen_positions, columns = positions_in_all(positions, real)
     choices = {
         "component": [each.name for each in sites],
@@ -149,7 +148,24 @@ def layers_written(center: int | None, window: int, layers: list[int], n_layers:
     return range(max(0, center - window // 2), min(n_layers, center - (-window // 2)))
 
 
-def _check_axes(over: list[str], sites: list[Site], window: int) -> None:
+def axes_of(site: str | Sequence[str], over: str | Sequence[str]) -> list[str]:
+    """Return the axes of a sweep's result; several sites are one, the first unless named.
+
+    Args:
+        site: One site, or several.
+        over: The axes that were asked for.
+
+    Raises:
+        InputError: If an axis does not exist, is named twice or does not fit the site.
+
+    Example:
+        >>> axes_of(["attn_out", "mlp_out"], ("layer", "pos"))
+        ['component', 'layer', 'pos']
+    """
+    sites = sites_named(site)
+    over = [over] if isinstance(over, str) else list(over)
+    if len(sites) > 1 and "component" not in over:
+        over = ["component", *over]
     for axis in over:
         if axis not in AXES:
             raise checks.InputError(
@@ -165,8 +181,7 @@ def _check_axes(over: list[str], sites: list[Site], window: int) -> None:
                 raise checks.InputError("The site 'embed' comes once, not in every layer.")
     if len(set(over)) != len(over) or not over:
         raise checks.InputError(f"over={tuple(over)} must name at least one axis, each once.")
-    if window < 1:
-        raise checks.InputError(f"window={window}: a patch writes at least one layer.")
+    return over
 
 
 def positions_in_all(chosen: Selection, real: Tensor) -> tuple[list[int], Tensor]:

@@ -8,14 +8,15 @@ these edges.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from optlens import checks
 from optlens.attention_mask import real_tokens
+from optlens.interventions import Intervention
 from optlens.patching.base_run import run_base
 from optlens.patching.cuts import Cuts
 from optlens.patching.grid import Cell, Grid, layers_written, positions_in_all
@@ -25,6 +26,7 @@ from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult
 from optlens.patching.sites import site_named
 from optlens.patching.spans import Spans, positions_of
+from optlens.patching.standing import Standing
 from optlens.patching.sweep import Sweep
 from optlens.selection import Selection, select
 
@@ -52,6 +54,8 @@ def knockout_sweep(
     dry_run: bool = False,
     stream: bool = False,
     resume: PatchResult | None = None,
+    interventions: Intervention | Iterable[Intervention] = (),
+    spans: Mapping[str, Any] | None = None,
 ) -> PatchResult | SweepPlan | Iterator[PatchResult]:
     """Cut edges of attention, one set at a time, and measure each.
 
@@ -77,6 +81,9 @@ def knockout_sweep(
         dry_run: As for `patch_sweep`.
         stream: As for `patch_sweep`.
         resume: As for `patch_sweep`.
+        interventions: One or several of `optlens.interventions` that act on every run, on the
+            scores before the knockout.
+        spans: Names for positions in `interventions`, as `model.intervene` takes them.
 
     Returns:
         The metric of every knockout; its `clean` is the run that nothing was done to, and it has no
@@ -118,8 +125,11 @@ def knockout_sweep(
     for axis, names, sets in (("query", query_names, query_sets), ("key", key_names, key_sets)):
         about[axis] = dict(zip(map(str, names), sets, strict=True))
     with undisturbed(model):
-        base = run_base(model, tokens, mask, {"attn_scores"})
-    sweep = Sweep(model, base, {}, grid, metric, (base.final, None), None, about, memory_budget)
+        standing = Standing(model, interventions, spans)
+        with standing.at_work(tokens, mask, "prompts"):
+            base = run_base(model, tokens, mask, {"attn_scores"})
+    finals = base.final, None
+    sweep = Sweep(model, base, {}, grid, metric, finals, None, about, memory_budget, standing)
     return sweep.answer(dry_run, stream, progress, resume)
 
 

@@ -39,8 +39,10 @@ def undisturbed(model: OPTForCausalLM) -> Iterator[None]:
     edited = [name for name, point in model.hook_dict.items() if point.edited]
     if edited:
         raise checks.InputError(
-            f"Hook functions are attached to {', '.join(edited[:3])}: a sweep computes parts of runs, "
-            "in which they would not act as expected. Remove them with model.reset_hooks()."
+            f"Hook functions are attached to {', '.join(edited[:3])}: what runs here computes parts of "
+            "runs, in which they would not act as expected. Remove them with model.reset_hooks(), or "
+            "leave the `with` block that they belong to. To sweep under interventions give them to "
+            "patch_sweep, ablate_sweep or knockout_sweep: interventions=[...]."
         )
     with model.in_eval_mode(), torch.no_grad():
         yield
@@ -58,7 +60,7 @@ def paired_tokens(
         InputError: If their numbers or lengths differ; shows both tokenisations.
     """
     prepared = [model.prepare_inputs(prompt) for prompt in (clean, corrupt)]
-    (tokens, mask), (other, other_mask) = prepared
+    (tokens, mask), (other, _) = prepared  # padded on the left, if at all: alike where lengths are
     if len(tokens) != len(other):
         raise checks.InputError(
             f"There are {len(tokens)} clean and {len(other)} corrupt prompts; each clean prompt needs "
@@ -77,6 +79,4 @@ def paired_tokens(
                 f"  {texts[0]}\n  {texts[1]}\n"
                 "Patching moves values between equal positions; reword one until the lengths agree."
             )
-    if mask is not None and not torch.equal(mask, other_mask):
-        raise checks.InputError("Clean and corrupt prompts are padded differently; pad them alike.")
     return (tokens, other), mask

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from optlens.attention_mask import real_tokens
 from optlens.patching.base_run import BaseRun, site_values
@@ -25,7 +24,8 @@ from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_tokens, undisturbed
 from optlens.patching.path_nodes import lay_out, parse_receivers
 from optlens.patching.path_wave import PathRow, PathWave
-from optlens.patching.result import PatchResult, make_labels, prompt_strings, token_labels
+from optlens.patching.result import PatchResult, paired_labels, token_labels
+from optlens.progress import progress_bar
 from optlens.recording import fingerprint
 from optlens.selection import Selection
 
@@ -134,7 +134,7 @@ def path_patch(
         measure.unpatched.expand(len(grid.cells), -1).clone().view(*grid.shape, -1),
         *measure.ends,
         grid.axes,
-        make_labels(grid.choices, prompt_strings(model, base_tokens, real)),
+        paired_labels(model, grid.choices, clean_tokens, corrupt_tokens, real),
         grid.choices,
         about | {"labels": token_labels(model, about)},
     )
@@ -155,7 +155,7 @@ def _fill(
     portions = list(wave.portions(rows, memory_budget))
     for row in rows:
         values[row.index, slice(None) if measure.metric.whole else row.prompt] = torch.nan
-    with tqdm(total=len(rows), disable=not progress, unit="path", leave=False) as bar:
+    with progress_bar(len(rows), progress, unit="path", leave=False) as bar:
         try:
             for portion in portions:
                 prompts = [row.prompt for row in portion]

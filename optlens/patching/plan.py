@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optlens.memory import describe_bytes
-from optlens.patching.wave import Row
+from optlens.patching.group import Row
 
 if TYPE_CHECKING:
     from optlens.config import OPTConfig
@@ -30,6 +30,8 @@ class SweepPlan:
         naive_flops: The same for one whole forward pass per patch.
         chunks: Portions in which the runs are computed.
         bytes: Memory for the recorded runs and one portion.
+        interventions: Interventions that every run has. What they compute themselves is in no
+            count.
     """
 
     patches: int
@@ -40,15 +42,18 @@ class SweepPlan:
     naive_flops: float
     chunks: int
     bytes: int
+    interventions: int = 0
 
     def __str__(self) -> str:
         """Describe the plan in four lines."""
         saved = self.naive_flops / max(self.flops, 1)
+        besides = ", without what the interventions compute" if self.interventions else ""
         return (
             f"{self.patches:,} patches, of which {self.runs:,} need a run "
             f"({self.patches - self.runs:,} change nothing that is measured)\n"
             f"{self.block_tokens:,} tokens through a block, instead of {self.naive_block_tokens:,}\n"
-            f"{self.flops / 1e9:,.1f} GFLOP, {saved:.1f} times less than one forward pass per patch\n"
+            f"{self.flops / 1e9:,.1f} GFLOP, {saved:.1f} times less than one forward pass per patch"
+            f"{besides}\n"
             f"{self.chunks} portions, {describe_bytes(self.bytes)}"
         )
 
@@ -100,17 +105,25 @@ def row_cost(row: Row, config: OPTConfig, length: int, n_reads: int) -> tuple[in
     return tokens, flops
 
 
-def row_bytes(row: Row, config: OPTConfig, length: int, itemsize: int) -> int:
-    """Estimate the memory that a run takes while it goes through a block."""
+def row_bytes(row: Row, config: OPTConfig, length: int, itemsize: int, more: int = 0) -> int:
+    """Estimate the memory that a run takes while it goes through a block.
+
+    Args:
+        row: The run.
+        config: The model's config.
+        length: Columns of the batch.
+        itemsize: Bytes of a number.
+        more: Numbers that interventions make of one token.
+    """
     width = length - row.first
-    per_token = 8 * config.d_model + 2 * config.d_mlp
+    per_token = 8 * config.d_model + 2 * config.d_mlp + more
     if row.cell.site.name in ("attn_scores", "pattern"):
         per_token += 4 * config.n_heads * length
     return itemsize * (width * per_token + 4 * length * config.d_model)
 
 
 def patches_of(
-    rows: list[Row], config: OPTConfig, length: int, itemsize: int
+    rows: list[Row], config: OPTConfig, length: int, itemsize: int, more: int = 0
 ) -> list[tuple[list[Row], int]]:
     """Gather the runs of each patch, which stay together, and estimate their bytes.
 
@@ -119,6 +132,7 @@ def patches_of(
         config: The model's config.
         length: Columns of the batch.
         itemsize: Bytes of a number.
+        more: As for `row_bytes`.
 
     Returns:
         Runs and bytes of each patch; those that start in one block side by side.
@@ -128,7 +142,8 @@ def patches_of(
         patches.setdefault(row.cell.index, []).append(row)
     ordered = sorted(patches.values(), key=lambda patch: min(row.layer for row in patch))
     return [
-        (patch, sum(row_bytes(row, config, length, itemsize) for row in patch)) for patch in ordered
+        (patch, sum(row_bytes(row, config, length, itemsize, more) for row in patch))
+        for patch in ordered
     ]
 
 
@@ -166,6 +181,7 @@ def plan_of(
     length: int,
     n_reads: int,
     n_bytes: int,
+    interventions: int = 0,
 ) -> SweepPlan:
     """Add up what a sweep costs.
 
@@ -177,6 +193,7 @@ def plan_of(
         length: Columns of the batch.
         n_reads: Columns that the metric reads.
         n_bytes: Memory for the recorded runs and the largest portion.
+        interventions: How many interventions every run has.
     """
     costs = [row_cost(row, config, length, n_reads) for row in rows]
     naive = patches * length * config.n_layers
@@ -189,4 +206,5 @@ def plan_of(
         naive * sum(block_flops(config, length)),
         chunks,
         n_bytes,
+        interventions,
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optlens.report import PatchView
 
 KIND = "patching result"
+POSITION_AXES = ("pos", "query", "key")
 
 
 @dataclass(eq=False)
@@ -33,7 +34,8 @@ class PatchResult:
             that nothing was done to.
         corrupt_per_prompt: The metric of the corrupt run, `[prompts]`; NaN in an ablation.
         axes: The names of the axes.
-        labels: For each axis the labels of its entries.
+        labels: For each axis the labels of its entries; a position of a single prompt by its token,
+            and where a pair of prompts differs by both, the clean one first: `4: John|Mary`.
         choices: For each axis what its entries stand for: numbers of layers, heads, positions, ...
         metadata: What was done: site, direction, metric, prompts, window, model fingerprint; labels
             of tokens, if any, by their ids.
@@ -94,6 +96,47 @@ class PatchResult:
         Raises:
             InputError: With fewer than two prompts.
         """
+        means = self.per_prompt @ self._draws(samples, seed)  # [*axes, samples]
+        return _ends(means, level)
+
+    def normalized_interval(
+        self, level: float = 0.95, samples: int = 2000, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate how far `normalized` may be off by the choice of prompts: a bootstrap interval.
+
+        The effect of a patch and the gap between the two runs are drawn together (a paired
+        bootstrap): prompts with a large gap have large effects, so that shares vary less than
+        `values` do.
+
+        Args:
+            level: The probability that the interval is to cover.
+            samples: How often the prompts are drawn anew, with replacement.
+            seed: Equal seeds give equal intervals.
+
+        Returns:
+            Lower and upper ends, each `[*axes]`; NaN where `normalized` is, with its warning.
+
+        Raises:
+            InputError: With fewer than two prompts.
+
+        Example:
+            >>> import torch
+            >>> values = torch.tensor([[1.0, 2.0, 4.0]])  # one patch, three prompts
+            >>> clean = torch.tensor([2.0, 4.0, 8.0])
+            >>> result = PatchResult(values, clean, 0 * clean, ("layer",), {"layer": ["0"]}, {})
+            >>> result.normalized_interval()  # half of the gap, whichever prompts are drawn
+            (tensor([0.5000]), tensor([0.5000]))
+        """
+        shares = self._draws(samples, seed)
+        corrupt = self.corrupt_per_prompt
+        corrupt = torch.zeros_like(corrupt) if corrupt.isnan().all() else corrupt
+        gaps = (self.clean_per_prompt - corrupt) @ shares  # [samples]
+        low, high = _ends((self.per_prompt - corrupt) @ shares / gaps, level)
+        vain = self.normalized.isnan()
+        return low.masked_fill(vain, torch.nan), high.masked_fill(vain, torch.nan)
+
+    def _draws(self, samples: int, seed: int) -> Tensor:
+        """Draw prompts with replacement; return the share of each in each draw, `[prompts, samples]`."""
         count = self.per_prompt.shape[-1]
         if count < 2:
             raise checks.InputError(
@@ -104,10 +147,7 @@ class PatchResult:
         drawn = torch.randint(count, (samples, count), generator=generator)
         share = torch.zeros(samples, count, dtype=self.per_prompt.dtype)
         share.scatter_add_(1, drawn, torch.full_like(drawn, 1, dtype=share.dtype) / count)
-        means = self.per_prompt @ share.T  # [*axes, samples]
-        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
-        low, high = means.quantile(ends, dim=-1)
-        return low, high
+        return share.T
 
     def to_dataframe(self) -> DataFrame:
         """Return a pandas table, a row for each patch: axes, value, normalized.
@@ -160,7 +200,16 @@ class PatchResult:
             about["panels"] = [prefix + name for name in self.labels[self.axes[0]]]
         if len(self.axes) == 1:
             about["note"] = f"Columns: {self.axes[0]}."
+        if self._has_two_tokens():
+            note = about.get("note", f"Rows: {names[-2]}. Columns: {names[-1]}.")
+            about["note"] = f"{note} Where the prompts differ: clean|corrupt."
         return sweep_heatmap(values[None] if len(self.axes) == 1 else values, **about | options)
+
+    def _has_two_tokens(self) -> bool:
+        """Tell whether labels name tokens of two prompts that differ there."""
+        rows = [self.metadata.get(name) or [] for name in ("clean", "corrupt")]
+        named = any(axis in POSITION_AXES for axis in self.axes)
+        return named and len(rows[0]) == 1 and rows[0] != rows[1]
 
     def to_html(self, path: str | os.PathLike) -> None:
         """Write one self-contained page: no kernel, no network.
@@ -213,17 +262,55 @@ class PatchResult:
         )
 
 
-def make_labels(choices: dict[str, list], str_tokens: list[list[str]]) -> dict[str, list[str]]:
-    """Name the entries of each axis; positions of a single prompt carry their token."""
+def _ends(drawn: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """Return the ends of the interval that holds a share of the drawn numbers, `[..., samples]`."""
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=drawn.dtype)
+    low, high = drawn.quantile(ends, dim=-1)
+    return low, high
+
+
+def make_labels(
+    choices: dict[str, list],
+    str_tokens: list[list[str]],
+    others: list[list[str]] | None = None,
+) -> dict[str, list[str]]:
+    """Name the entries of each axis; positions of a single prompt carry their token.
+
+    Args:
+        choices: For each axis what its entries stand for.
+        str_tokens: The text of each token of each prompt.
+        others: The same of the prompts that these are paired with; where the two differ both are
+            written, with a `|` between.
+    """
     labels = {}
     for axis, entries in choices.items():
         labels[axis] = [str(entry) for entry in entries]
-        if axis in ("pos", "query", "key") and len(str_tokens) == 1:
+        if axis in POSITION_AXES and len(str_tokens) == 1:
+            words, others_words = str_tokens[0], (others or str_tokens)[0]
+            texts = [
+                word if word == other else f"{word}|{other}"
+                for word, other in zip(words, others_words, strict=True)
+            ]
             labels[axis] = [
-                f"{entry}: {str_tokens[0][entry]}" if isinstance(entry, int) else str(entry)
+                f"{entry}: {texts[entry]}" if isinstance(entry, int) else str(entry)
                 for entry in entries
             ]
     return labels
+
+
+def paired_labels(
+    model, choices: dict[str, list], clean: Tensor, corrupt: Tensor, real: Tensor
+) -> dict[str, list[str]]:
+    """Name the entries of each axis for pairs of prompts: `4: John|Mary` where they differ.
+
+    Args:
+        model: The model, for its tokenizer.
+        choices: For each axis what its entries stand for.
+        clean: Token ids of the clean prompts, `[prompts, pos]`; they come first.
+        corrupt: Of the corrupt prompts.
+        real: True at real tokens, `[prompts, pos]`.
+    """
+    return make_labels(choices, *(prompt_strings(model, ids, real) for ids in (clean, corrupt)))
 
 
 def token_labels(model, about: dict[str, Any]) -> dict[str, str]:

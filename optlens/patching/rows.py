@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optlens.patching.base_run import BaseRun
 from optlens.patching.grid import Cell, Grid
-from optlens.patching.wave import Row
+from optlens.patching.group import Row
 
 
 def rows_of(

@@ -8,25 +8,33 @@ base run, what is written where, and what is measured, and hands its runs to the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from optlens import allocator, checks
+from optlens.interventions import Intervention
 from optlens.patching.base_run import BaseRun, run_base, site_values
 from optlens.patching.budget import bytes_of, portion_budget
 from optlens.patching.grid import Grid, make_grid
 from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_tokens, undisturbed
 from optlens.patching.plan import SweepPlan, chunks_of, patches_of, plan_of
-from optlens.patching.result import PatchResult, make_labels, prompt_strings, token_labels
+from optlens.patching.result import (
+    PatchResult,
+    make_labels,
+    paired_labels,
+    prompt_strings,
+    token_labels,
+)
 from optlens.patching.rows import rows_of
 from optlens.patching.sites import as_given, names_of
+from optlens.patching.standing import Standing, StandingWave
 from optlens.patching.wave import Wave
+from optlens.progress import progress_bar
 from optlens.recording import fingerprint
 from optlens.selection import Selection
 
@@ -53,6 +61,8 @@ def patch_sweep(
     dry_run: bool = False,
     stream: bool = False,
     resume: PatchResult | None = None,
+    interventions: Intervention | Iterable[Intervention] = (),
+    spans: Mapping[str, Any] | None = None,
 ) -> PatchResult | SweepPlan | Iterator[PatchResult]:
     """Patch values of one run into another, one place at a time, and measure each.
 
@@ -80,9 +90,15 @@ def patch_sweep(
         stream: Return a generator instead: the result after each portion of patches, always the
             same object, filled further and further.
         resume: A result of the same sweep that was cut short, to be completed.
+        interventions: One or several of `optlens.interventions` that act on every run: the clean
+            one, the corrupt one and each patched one. Positions in them are looked up in the
+            clean and in the corrupt prompts. Where one meets a patch it acts first, and the patch
+            overwrites it; what is patched in is the source run's value after it.
+        spans: Names for positions in `interventions`, as `model.intervene` takes them.
 
     Returns:
-        The metric of every patch. A sweep that is interrupted from the keyboard returns what was
+        The metric of every patch; under `interventions` its ends, `clean` and `corrupt`, are runs
+        under them too. A sweep that is interrupted from the keyboard returns what was
         done by then, with NaN elsewhere and `complete` False.
 
     Raises:
@@ -95,11 +111,15 @@ def patch_sweep(
     denoise = denoises(direction)
     (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt)
     names = names_of(site)
+    ends = [(clean_tokens, "clean prompts"), (corrupt_tokens, "corrupt prompts")]
+    (given, from_where), (patched, where) = ends if denoise else ends[::-1]
     with undisturbed(model):
-        base = run_base(model, corrupt_tokens if denoise else clean_tokens, mask, names)
-        sources, source_final = site_values(
-            model, clean_tokens if denoise else corrupt_tokens, mask, names
-        )
+        standing = Standing(model, interventions, spans)
+        standing.check_site(site)
+        with standing.at_work(given, mask, from_where):
+            sources, source_final = site_values(model, given, mask, names)
+        with standing.at_work(patched, mask, where):
+            base = run_base(model, patched, mask, names)
     finals = (source_final, base.final) if denoise else (base.final, source_final)
     differ = clean_tokens != corrupt_tokens
     first_difference = torch.where(differ.any(-1), differ.int().argmax(-1), differ.shape[1])
@@ -108,8 +128,9 @@ def patch_sweep(
     grid = make_grid(
         model.config, site, over, base.real.cpu(), layers, heads, positions, neurons, window
     )
+    equal_before = None if standing.by_tokens else first_difference
     sweep = Sweep(
-        model, base, sources, grid, metric, finals, first_difference, about, memory_budget
+        model, base, sources, grid, metric, finals, equal_before, about, memory_budget, standing
     )
     return sweep.answer(dry_run, stream, progress, resume)
 
@@ -135,6 +156,7 @@ class Sweep:
         equal_before: Tensor | None,
         about: dict[str, Any],
         memory_budget: int | None,
+        standing: Standing | None = None,
     ) -> None:
         """Find out which runs are needed, and divide them into portions.
 
@@ -149,14 +171,20 @@ class Sweep:
             equal_before: The first column in which the prompts differ, `[prompts]`, or None.
             about: Facts for the result's metadata.
             memory_budget: Bytes for recorded values and one portion, or None.
+            standing: Interventions under which the runs were made and patches are to be, if any.
         """
         self.model, self.base, self.sources, self.grid = model, base, sources, grid
         self.about, self.is_bounded = about, memory_budget is not None
+        self.standing, more, held = standing or None, 0, {}
+        if self.standing is not None:
+            self.about = about | {"interventions": standing.about}
+            more = standing.numbers_per_token(base.tokens.shape[1])
+            held = {"interventions": standing.held()}
         with undisturbed(model):
             self.measure = Measure(model, base, metric, finals)
         self.rows = rows_of(grid, base, sources, self.measure.reads, equal_before)
-        length, recorded = base.tokens.shape[1], bytes_of(base.values, sources)
-        patches = patches_of(self.rows, model.config, length, base.final.element_size())
+        length, recorded = base.tokens.shape[1], bytes_of(base.values, sources, held)
+        patches = patches_of(self.rows, model.config, length, base.final.element_size(), more)
         largest = max((size for _, size in patches), default=0)
         budget = portion_budget(memory_budget, recorded, largest, base.final.device, "patch")
         portions = list(chunks_of(patches, length, budget))
@@ -174,6 +202,7 @@ class Sweep:
             self.base.tokens.shape[1],
             self.measure.reads.shape[1],
             self.bytes,
+            0 if self.standing is None else len(self.standing.about),
         )
 
     def answer(
@@ -188,7 +217,7 @@ class Sweep:
         """Run all patches; interrupted from the keyboard, return what was done by then."""
         result = self._empty_result(resume)
         total = sum(len(chunk) for chunk in self.chunks)
-        with tqdm(total=total, disable=not progress, unit="patch", leave=False) as bar:
+        with progress_bar(total, progress, unit="patch", leave=False) as bar:
             try:
                 for done in self._fill(result):
                     bar.update(done)
@@ -215,8 +244,9 @@ class Sweep:
         """Run portion after portion into a result; yield how many runs each had."""
         if self.base.final.device.type == "cpu":
             allocator.reserve(self.bytes)  # without it, page faults take a tenth of the time
-        reads = self.measure.reads
-        wave = Wave(self.model, self.base, self.sources, self.grid.columns, reads, self.grid.cuts)
+        grid, reads = self.grid, self.measure.reads
+        shared = (self.model, self.base, self.sources, grid.columns, reads, grid.cuts)
+        wave = Wave(*shared) if self.standing is None else StandingWave(self.standing, *shared)
         values = result.per_prompt.view(-1, result.per_prompt.shape[-1])
         for chunk in self.chunks:
             missing = [row for row in chunk if values[row.cell.index].isnan().any()]
@@ -239,14 +269,13 @@ class Sweep:
             per_prompt[row.cell.index, slice(None) if self.measure.metric.whole else row.prompt] = (
                 torch.nan
             )
-        strings = prompt_strings(self.model, self.base.tokens, self.base.real)
         about = self.about | {"metric": self.measure.name, "model": fingerprint(self.model)}
         result = PatchResult(
             per_prompt.view(*self.grid.shape, -1),
             clean,
             corrupt,
             self.grid.axes,
-            make_labels(self.grid.choices, strings),
+            self._labels(),
             self.grid.choices,
             about | {"labels": token_labels(self.model, about)},
         )
@@ -262,3 +291,11 @@ class Sweep:
             torch.where(resume.per_prompt.isnan(), result.per_prompt, resume.per_prompt)
         )
         return result
+
+    def _labels(self) -> dict[str, list[str]]:
+        """Name the entries of the axes, positions by the tokens of both prompts if there are two."""
+        model, real = self.model, self.base.real
+        if "corrupt" in self.about:
+            pair = (torch.tensor(self.about[name]) for name in ("clean", "corrupt"))
+            return paired_labels(model, self.grid.choices, *pair, real)
+        return make_labels(self.grid.choices, prompt_strings(model, self.base.tokens, real))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,61 +20,8 @@ from torch.nn import functional as F
 
 from optlens.patching.base_run import BaseRun
 from optlens.patching.cuts import Cuts
-from optlens.patching.grid import Cell
+from optlens.patching.group import Group, Row
 from optlens.patching.sites import SITES
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One patch of one prompt.
-
-    Attributes:
-        cell: The patch.
-        prompt: Which prompt.
-        layer: The first block in which the patch changes something.
-        first: The first column that it changes.
-    """
-
-    cell: Cell
-    prompt: int
-    layer: int
-    first: int
-
-
-@dataclass(eq=False)
-class Group:
-    """Runs that go through a block together: their changes begin at one column.
-
-    Attributes:
-        first: That column.
-        rows: The runs.
-        prompts: The prompt of each run, `[run]`.
-        columns: The column of each entry of `x`, `[run, pos]`. Entries before `first`, if any, hold
-            nothing of use.
-        x: The value that flows, `[run, pos, ...]`.
-        stream: The residual stream that the next sub-layer's output is added to.
-        site: What `x` is, for runs that start inside attention.
-        contiguous: Whether `columns` count up from `first`.
-        changed: How many of the first columns differ from the unpatched run's at the start of a
-            block; None if any may.
-    """
-
-    first: int
-    rows: list[Row]
-    prompts: Tensor
-    columns: Tensor
-    x: Tensor
-    stream: Tensor | None = None
-    site: str = "resid_pre"
-    contiguous: bool = True
-    changed: int | None = None
-
-    def only(self, columns: Tensor) -> None:
-        """Keep some columns, `[run, n]`; those before `first` become copies of it."""
-        places = (columns - self.first).clamp(min=0)
-        places = places.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
-        self.x, self.stream = self.x.gather(1, places), self.stream.gather(1, places)
-        self.columns, self.contiguous, self.changed = columns, False, None
 
 
 class Wave:
@@ -145,7 +91,7 @@ class Wave:
         self._join(flow, "resid_pre", layer)
         self._attend(flow, layer)  # x: resid_pre -> z
         self._join(flow, "z", layer)
-        self._map(flow, lambda z: block.self_attn.out_proj(z.flatten(1)))
+        self._add_heads(flow, layer)
         self._join(flow, "attn_out", layer)
         for group in flow:
             group.x = group.stream + group.x
@@ -197,11 +143,7 @@ class Wave:
             if block.pre_ln:
                 new = self._through(new, norm)
         for group, x in zip(flow, self._through(new, attention.q_proj), strict=True):
-            group.x = x.unflatten(-1, self.heads)
-            if group.changed is not None:
-                queries = self._recorded("q", layer, group)
-                queries[:, : group.changed] = group.x
-                group.x, group.changed = queries, None
+            group.x, group.changed = self._queries(layer, group, x.unflatten(-1, self.heads)), None
         self._join(flow, "q", layer)
         for name in ("k", "v", "attn_scores", "pattern"):
             self._start(flow, name, layer)
@@ -209,6 +151,14 @@ class Wave:
             keys_values.append(tuple(self._all_keys(name, layer, group, None) for name in "kv"))
         for group, (k, v) in zip(flow, keys_values, strict=True):
             group.x = self._weighted_values(layer, group, k, v)
+
+    def _queries(self, layer: int, group: Group, own: Tensor) -> Tensor:
+        """Give queries of a group's columns, recorded ones where they cannot have changed."""
+        if group.changed is None:
+            return own
+        queries = self._recorded("q", layer, group)
+        queries[:, : group.changed] = own
+        return queries
 
     def _all_keys(self, name: str, layer: int, group: Group, own: Tensor | None) -> Tensor:
         """Give keys or values of all columns, `[run, key, head, d_head]`, patched where they are."""
@@ -227,35 +177,48 @@ class Wave:
         if self.base.padded:
             allowed = allowed & self.base.real[group.prompts].unsqueeze(1)
         allowed = allowed.unsqueeze(1)
-        squares = self.windowed and any(
-            row.cell.site.name in ("attn_scores", "pattern") and layer in row.cell.layers
-            for row in group.rows
-        )
-        x = group.x
+        x, squares = group.x, self._edits_squares(layer, group)
         if group.site not in ("attn_scores", "pattern"):
             q = (x * self.model.decoder.layers[layer].self_attn.scale).transpose(1, 2)
             if not squares:
                 z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=1.0)
                 return z.transpose(1, 2)
             x = (q @ k.transpose(2, 3)).masked_fill(~allowed, -torch.inf).transpose(1, 2)
-            self._edit(group, x, "attn_scores", layer)
+            x = self._settled(group, x, "attn_scores", layer)
         if group.site != "pattern":
             nothing = x.amax(-1, keepdim=True) == -torch.inf  # a query that may see no key
             wide = torch.promote_types(x.dtype, torch.float32)
             x = x.masked_fill(nothing, 0.0).softmax(-1, dtype=wide).to(x.dtype)
             x = x.masked_fill(nothing, 0.0)
             if squares:
-                self._edit(group, x, "pattern", layer)
+                x = self._settled(group, x, "pattern", layer)
         return torch.einsum("rqhk,rhke->rqhe", x, v)
+
+    def _edits_squares(self, layer: int, group: Group) -> bool:
+        """Tell whether scores or a pattern that a group computes in a block are written to."""
+        return self.windowed and any(
+            row.cell.site.name in ("attn_scores", "pattern") and layer in row.cell.layers
+            for row in group.rows
+        )
+
+    def _add_heads(self, flow: list[Group], layer: int) -> None:
+        """Turn z into what attention adds to the stream."""
+        out_proj = self.model.decoder.layers[layer].self_attn.out_proj
+        self._map(flow, lambda z: out_proj(z.flatten(1)))
 
     # ------------------------------------------------------------------- starting and writing
 
     def _join(self, flow: list[Group], name: str, layer: int) -> None:
         """Write what running groups have to write at a site, and start those patched there."""
-        if self.windowed:
-            for group in flow:
-                self._edit(group, group.x, name, layer)
+        for group in flow:
+            group.x = self._settled(group, group.x, name, layer)
         self._start(flow, name, layer)
+
+    def _settled(self, group: Group, x: Tensor, name: str, layer: int) -> Tensor:
+        """Return what a group has computed at a site, with what its runs write there."""
+        if self.windowed:
+            self._edit(group, x, name, layer)
+        return x
 
     def _start(self, flow: list[Group], name: str, layer: int) -> None:
         """Start the runs that branch off at a site of this block, one group for each column."""

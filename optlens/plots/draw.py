@@ -228,6 +228,7 @@ def tick_labels(
     look: Style,
     size: float,
     turned: bool = False,
+    longest: int = LONGEST,
 ) -> None:
     """Label rows or columns of an image; columns are labelled above it.
 
@@ -238,10 +239,11 @@ def tick_labels(
         look: the theme.
         size: font size in points.
         turned: write column labels upwards.
+        longest: characters of a label that are printed at most.
     """
     step = -(-len(texts) // 110)
     places = range(0, len(texts), step)
-    shown = [legible(texts[place]) for place in places]
+    shown = [legible(texts[place], longest) for place in places]
     common = {"color": look.ink, "fontsize": size, "family": families(), "parse_math": False}
     if axis == "y":
         axes.set_yticks(list(places), shown, **common)

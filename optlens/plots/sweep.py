@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _WORDS = 16  # columns up to which numbers are written into the cells
+_LONGEST = 24  # characters of a label: a position, and the tokens of two prompts there
 
 
 def sweep_heatmap(
@@ -68,19 +69,20 @@ def sweep_heatmap(
     norm = Normalize(-limit, limit)
     cell = float(np.clip(8.5 / n_columns, 0.14, 0.46))
     tall = float(np.clip(6.0 / n_rows, 0.12, 0.32))
-    longest = min(max(map(len, column_names)), draw.LONGEST)
+    longest = min(max(map(len, column_names)), _LONGEST)
     turned = longest * 0.075 > cell
     above = 0.085 * longest if turned else 0.22 if panel_names[0] else 0.1  # for column labels
     top = 0.62 + above + (0.22 if panel_names[0] else 0.0)
-    left = 0.25 + 0.075 * min(max(map(len, row_names)), draw.LONGEST)
+    left = 0.25 + 0.075 * min(max(map(len, row_names)), _LONGEST)
     width, height = cell * n_columns, tall * n_rows
     full = left + n_panels * (width + 0.25) + 0.85
     figure = draw.new_figure(full, top + max(height, 1.2) + 0.2, look, least=(4.4, 2.3))
     for number, (table, name) in enumerate(zip(tables, panel_names, strict=True)):
         axes = draw.panel(figure, left + number * (width + 0.25), top, width, height)
         picture = _table(axes, table, norm, look)
-        draw.tick_labels(axes, "x", column_names, look, 7.5, turned)
-        draw.tick_labels(axes, "y", row_names if number == 0 else [""] * n_rows, look, 7.5)
+        draw.tick_labels(axes, "x", column_names, look, 7.5, turned, _LONGEST)
+        side = row_names if number == 0 else [""] * n_rows
+        draw.tick_labels(axes, "y", side, look, 7.5, longest=_LONGEST)
         if name:
             inside = {"transform": axes.transAxes, "ha": "left", "va": "bottom"}
             draw.write(axes, 0.0, 1 + above / height, name, look.ink, 8.5, **inside)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from optlens.interventions import in_words
 from optlens.report.markup import token_label
 from optlens.report.sweep_words import AXIS_WORDS, Kind, kind_of, meaning
 
@@ -79,6 +80,7 @@ class SweepFacts:
         meaning: What it tells, in a sentence.
         top: Indices of the strongest cells, strongest first; none if no patch changes anything.
         provenance: Names and values of what else is known.
+        interventions: What acts on every run, each as a call.
     """
 
     site: str
@@ -98,6 +100,7 @@ class SweepFacts:
     meaning: str
     top: list[tuple[int, ...]]
     provenance: list[tuple[str, str]]
+    interventions: list[str]
 
     @property
     def title(self) -> str:
@@ -173,6 +176,7 @@ def gather_sweep(result: "PatchResult", top: int = MOST_TOP) -> SweepFacts:
         meaning=meaning(str(about.get("metric", ""))),
         top=[tuple(map(int, np.unravel_index(at, values.shape))) for at in order],
         provenance=_provenance(about, values, len(prompts)),
+        interventions=[in_words(each) for each in about.get("interventions", ())],
     )
 
 

@@ -61,6 +61,7 @@ def measured(facts: SweepFacts) -> Html:
         el("p", visible(facts.meaning), class_="lead"),
         el("table", el("thead", head), el("tbody", body), class_="ends"),
         el("p", visible(facts.kind.doing), " ", el("b", _scale(facts)), class_="lead"),
+        _standing(facts),
     )
 
 
@@ -153,6 +154,16 @@ def provenance(facts: SweepFacts) -> Html:
 
 
 # --- pieces ------------------------------------------------------------------------------------
+
+
+def _standing(facts: SweepFacts) -> Html | None:
+    """Return the interventions that act on every run, if there are any."""
+    if not facts.interventions:
+        return None
+    calls = []
+    for each in facts.interventions:
+        calls += [", " if calls else "", el("code", visible(each))]
+    return el("p", "All runs are under interventions: ", calls, ".", class_="lead")
 
 
 def _finding(facts: SweepFacts) -> Html:

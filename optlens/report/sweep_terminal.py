@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from optlens.report.markup import visible
 from optlens.report.sweep_facts import Axis, SweepFacts
 from optlens.report.sweep_tables import number
 from optlens.report.terminal import (
@@ -67,7 +68,10 @@ def _ends(facts: SweepFacts, width: int) -> list[str]:
     if facts.kind.has_corrupt:
         ends.append(("corrupt", facts.corrupt))
     lines = [f"{BOLD}{cut(facts.metric, width)}{PLAIN}"]
-    return lines + [f"  {name:<10}{value:>10.4g}" for name, value in ends]
+    lines += [f"  {name:<10}{value:>10.4g}" for name, value in ends]
+    if facts.interventions:
+        lines.append(cut("All runs are under interventions:", width))
+    return lines + [f"  {cut(visible(each), width - 2)}" for each in facts.interventions]
 
 
 def _result(facts: SweepFacts, width: int) -> list[str]:

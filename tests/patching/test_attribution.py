@@ -86,15 +86,14 @@ def test_several_sites_and_chosen_entries():
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_positions_carry_the_tokens_of_the_run_that_is_written_into(direction):
+def test_positions_carry_the_tokens_of_both_runs(direction):
     model = make_model()
     clean, corrupt, _, _ = make_prompts()
     arguments = (model, clean[:1], corrupt[:1], "z", ("layer", "pos"), METRIC)
     estimate = attribution_patch(*arguments, direction=direction)
     truth = patch_sweep(*arguments, direction=direction, progress=False)
     assert estimate.labels == truth.labels
-    base = corrupt if direction == "denoise" else clean
-    assert estimate.labels["pos"][3] == f"3: ⟨{base[0, 3]}⟩"
+    assert estimate.labels["pos"][3] == f"3: ⟨{clean[0, 3]}⟩|⟨{corrupt[0, 3]}⟩"
 
 
 @pytest.mark.parametrize("site", ["q", "k", "resid_pre", "embed"])

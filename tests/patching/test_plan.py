@@ -1,9 +1,14 @@
 """What a sweep says that it will cost, against operations counted by hand."""
 
+import itertools
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from optlens import Scale
 from optlens.patching import patch_sweep
+from optlens.patching.plan import chunks_of
 from optlens.patching.wave import Wave
 from tests.patching.test_sweep import METRIC, make_model, make_prompts
 
@@ -68,3 +73,51 @@ def test_patches_that_start_in_one_block_run_together(monkeypatch):
     patch_sweep(model, CLEAN, CORRUPT, "z", ("pos", "layer"), METRIC, progress=False)
     assert len(set(layers)) == 3
     assert layers == sorted(layers)
+
+
+def peak_bytes(function):
+    """Return the most memory that tensors which a function makes take at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+@pytest.mark.parametrize(
+    ("site", "over", "given"),
+    [
+        ("resid_pre", ("layer", "pos"), ()),
+        ("mlp_post", ("layer", "pos"), ()),
+        ("z", ("layer", "head"), ()),
+        ("pattern", ("layer", "head"), ()),
+        ("attn_scores", ("layer", "head"), ()),
+        ("z", ("layer", "head"), [Scale("attn_scores", layer=1, factor=2)]),
+        ("z", ("layer", "head"), [Scale("result", layer=1, factor=2)]),
+    ],
+)
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_portion_takes_no_more_memory_than_was_estimated(site, over, given, wide, monkeypatch):
+    """Tensors alone; of the rest that is planned for, the heap's gaps and oneDNN, this sees nothing."""
+    shape = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 64} if wide else {}
+    model = make_model(max_position_embeddings=64, **shape)
+    prompts = [torch.randint(7, 40, (2, 48), generator=torch.manual_seed(n)) for n in (1, 2)]
+    run, peaks, estimates = Wave.run, [], []
+
+    def watched(self, rows):
+        found = []
+        peaks.append(peak_bytes(lambda: found.append(run(self, rows))))
+        return found[0]
+
+    def noted(*arguments):
+        portions = list(chunks_of(*arguments))
+        estimates.extend(size for _, size in portions)
+        return portions
+
+    monkeypatch.setattr(Wave, "run", watched)
+    monkeypatch.setattr("optlens.patching.sweep.chunks_of", noted)
+    patch_sweep(model, *prompts, site, over, METRIC, interventions=given, progress=False)
+    assert len(peaks) == len(estimates) > 0
+    for peak, estimate in zip(peaks, estimates, strict=True):
+        assert 0.1 < peak / estimate < 1
+    assert max(p / e for p, e in zip(peaks, estimates, strict=True)) > 0.2
