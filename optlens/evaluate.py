@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from optlens import checks
 from optlens.files import why_unreadable
 from optlens.interventions import provenance
+from optlens.progress import progress_bar
 from optlens.recording import fingerprint
 from optlens.window_log import Window, WindowLog
 
@@ -313,11 +314,7 @@ def _identity(model: OPTForCausalLM, tokens: list[int]) -> dict[str, Any]:
 
 
 def _bar(plan: list[Window], done: WindowLog, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
     total = sum(each.scored for each in plan)
     start = sum(each.scored for each in plan[: len(done.nats)])
     # The delay keeps the bar away from texts that are over before anyone could read it.
-    return tqdm(
-        total=total, initial=start, unit="token", desc="Perplexity", delay=1, disable=not progress
-    )
+    return progress_bar(total, progress, initial=start, unit="token", desc="Perplexity", delay=1)

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-def progress_bar(total: int, shown: bool, **options: Any) -> tqdm:
+def progress_bar(total: int | None, shown: bool, **options: Any) -> tqdm:
     """Return a progress bar, which also the environment variable `TQDM_DISABLE` hides.
 
     Args:
-        total: How many steps there are.
+        total: How many steps there are; None if nobody knows.
         shown: Whether to show it.
         **options: Further arguments of `tqdm`.
     """

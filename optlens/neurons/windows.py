@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, TextIO
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from optlens import checks
 from optlens.files import type_of
 from optlens.names import get_act_name
+from optlens.progress import progress_bar
 from optlens.selection import Selection, select
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def watch(
 
     counted = 0
     run = {"use_cache": False, "stop_at_layer": max(layers) + 1}
-    bar = tqdm(disable=not how.progress, unit="token", leave=False)
+    bar = progress_bar(None, how.progress, unit="token", leave=False)
     points = model.match_hooks(list(names))
     with bar, torch.no_grad(), model.in_eval_mode(), model.recorders(points, show):
         for batch in batches(model, text, how):

@@ -269,7 +269,7 @@ def recording_bar(shown: list[bool]) -> type:
     import tqdm
 
     class Bar(tqdm.tqdm):
-        def __init__(self, *args, disable, **options):
+        def __init__(self, *args, disable=False, **options):
             shown.append(not disable)
             super().__init__(*args, disable=True, **options)
 
