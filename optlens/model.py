@@ -45,7 +45,7 @@ def _add_hooks(module: nn.Module, layer: int, *names: str) -> None:
     """Give a module its hook points: "attn.hook_q" becomes `module.hook_q`."""
     for name in names:
         point = HookPoint(f"blocks.{layer}.{name}", optional=name in OPTIONAL)
-        module.add_module(name.rpartition(".")[2], point)
+        setattr(module, name.rpartition(".")[2], point)
 
 
 class LayerNorm(nn.LayerNorm):

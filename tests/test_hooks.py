@@ -215,7 +215,8 @@ def test_hooks_are_no_part_of_the_weights():
     assert not any(module.training for module in model.modules())
     assert list(model.hook_dict) == hook_names(model.config)
     assert all(name == point.name for name, point in model.hook_dict.items())
-    assert "blocks.1.attn.hook_z" in repr(model)
+    assert not [name for name, _ in model.named_modules() if "hook" in name]
+    assert "blocks.1.attn.hook_z" in repr(model.hook_dict[Z])
 
 
 # --- misuse -------------------------------------------------------------------------------------------------------------
