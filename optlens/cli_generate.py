@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import optlens
@@ -55,7 +56,8 @@ def generate(options: argparse.Namespace) -> int:
     if options.stream:
         result = _print_pieces(model, prompt, asked)
     else:
-        with step("writing"):
+        with step("writing"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Interrupted after")  # the last line says it
             result = model.generate(prompt, return_dict=True, **asked)
         print(_encodable(result.texts[0]))
     seed = "" if result.seed is None else f"; seed {result.seed}"

@@ -136,7 +136,7 @@ def perplexity(
 
     Raises:
         InputError: If there is nothing to score, or window and stride do not fit.
-        FileNotFoundError: If the file is missing.
+        FileNotFoundError: If the file is missing, or the folder of `checkpoint`.
         ValueError: If `checkpoint` holds windows of another text, model or setting, naming which.
         KeyboardInterrupt: If the user interrupts, with a note of what was done so far.
 
@@ -152,7 +152,7 @@ def perplexity(
     tokens = _tokens(model, text_or_file, bos)
     window = model.config.n_ctx if window is None else window
     stride = max(1, window // 2) if stride is None else stride
-    _check_settings(window, stride, bos, batch_size, model.config.n_ctx)
+    _check_settings(model, window, stride, bos, batch_size)
     plan = _plan(len(tokens), window, stride, bos)
     if not plan:
         raise checks.InputError(
@@ -231,7 +231,15 @@ def _count_bytes(model: OPTForCausalLM, ids: Sequence[int]) -> int | None:
 # --------------------------------------------------------------------------------- the windows
 
 
-def _check_settings(window: int, stride: int, bos: str, batch_size: int, n_ctx: int) -> None:
+def _check_settings(
+    model: OPTForCausalLM, window: int, stride: int, bos: str, batch_size: int
+) -> None:
+    if not hasattr(model, "lm_head"):
+        raise checks.InputError(
+            f"An {type(model).__name__} predicts no tokens; use an OPTForCausalLM, such as "
+            "optlens.load gives."
+        )
+    n_ctx = model.config.n_ctx
     for name, value in (("window", window), ("stride", stride), ("batch_size", batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise checks.InputError(f"{name} must be a positive whole number, got {value!r}.")

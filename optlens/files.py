@@ -24,6 +24,21 @@ from torch import Tensor
 FACTS = "optlens"  # the metadata key
 
 
+def check_target(path: str | os.PathLike) -> None:
+    """Refuse, before anything is computed, a file that could not be written in the end.
+
+    Raises:
+        OSError: If it is a folder, or its own folder is missing.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"Cannot write {path}: it is a folder; name a file in it.")
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"Cannot write {path}: there is no folder {folder}; create it first."
+        )
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving, put what was written there in its place.
@@ -41,8 +56,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         ...     temporary.write_text("all of it or nothing")
     """
     path = Path(path)
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"Cannot write {path}: it is a folder; name a file in it.")
+    check_target(path)
     if os.path.exists(path) and not os.path.isfile(path):
         with tempfile.TemporaryDirectory() as folder, _naming(path):
             temporary = Path(folder, "file")
@@ -52,10 +66,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
                 shutil.copyfileobj(source, special)
         return
     target = Path(os.path.realpath(path))
-    if not os.path.isdir(target.parent):
-        raise FileNotFoundError(
-            f"Cannot write {path}: there is no folder {target.parent}; create it first."
-        )
     # A name of its own, as a long one with something added would be too long.
     temporary = target.with_name(f".optlens-{secrets.token_hex(4)}.tmp")
     try:

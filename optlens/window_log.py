@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from optlens.files import replacing
+from optlens.files import check_target, replacing
 
 KIND = "optlens perplexity"
 
@@ -40,9 +40,12 @@ class WindowLog:
 
         Raises:
             ValueError: If the file is of another run, or is no such file.
+            OSError: If it could not be written in the end, as its folder is missing.
         """
         self.path, self.settings, self.save_every = path, settings, save_every
         self.nats: list[float] = []
+        if path is not None:
+            check_target(path)
         if path is not None and os.path.exists(path):
             self.nats = _read_checkpoint(Path(path), settings, n_windows)
         self._saved, self._at = len(self.nats), time.monotonic()
@@ -87,7 +90,9 @@ def _read_checkpoint(path: Path, settings: dict[str, Any], n_windows: int) -> li
         raise ValueError(f"{path} is damaged or no checkpoint ({error}). {remedy}") from error
     if not isinstance(kept, dict) or kept.get("kind") != KIND:
         raise ValueError(f"{path} is no checkpoint of a perplexity. {remedy}")
-    theirs = kept["settings"]
+    theirs, nats = kept.get("settings"), kept.get("nats")
+    if not isinstance(theirs, dict) or not isinstance(nats, list):
+        raise ValueError(f"{path} is damaged: it lacks settings or nats. {remedy}")
     wanted = json.loads(json.dumps(settings))
     other = [name for name in wanted if wanted[name] != theirs.get(name)]
     if other:
@@ -95,6 +100,6 @@ def _read_checkpoint(path: Path, settings: dict[str, Any], n_windows: int) -> li
             f"{name} ({theirs.get(name)!r:.40}, not {wanted[name]!r:.40})" for name in other
         )
         raise ValueError(f"{path} belongs to another run: it differs in {said}. {remedy}")
-    if len(kept["nats"]) > n_windows:
+    if len(nats) > n_windows:
         raise ValueError(f"{path} holds more windows than there are. {remedy}")
-    return kept["nats"]
+    return nats

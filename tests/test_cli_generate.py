@@ -49,7 +49,7 @@ def test_mistakes_are_one_sentence(capsys):
     assert run(capsys, "")[0] == 2
 
 
-def test_an_interrupt_keeps_what_is_written(capsys, monkeypatch):
+def test_an_interrupt_keeps_what_is_written(capsys, monkeypatch, recwarn):
     real, steps = optlens.generation.decode.Decoding.step, []
 
     def stopping(self):
@@ -59,7 +59,12 @@ def test_an_interrupt_keeps_what_is_written(capsys, monkeypatch):
         return real(self)
 
     monkeypatch.setattr(optlens.generation.decode.Decoding, "step", stopping)
-    status, out, err = run(capsys, PROMPT, "--stream")
-    assert status == 130 and "3 new tokens, end: interrupted" in err
+    outputs = []
+    for more in (["--stream"], []):
+        steps.clear()
+        status, out, err = run(capsys, PROMPT, *more)
+        assert status == 130 and "3 new tokens, end: interrupted" in err
+        outputs.append(out)
+    assert not recwarn.list  # said in a sentence, not as a warning with a line of code
     monkeypatch.undo()
-    assert out == optlens.load().generate(PROMPT, 3) + "\n"
+    assert outputs == [optlens.load().generate(PROMPT, 3) + "\n"] * 2

@@ -245,10 +245,25 @@ def test_a_file_of_another_run_is_refused(tiny, tmp_path):
         with pytest.raises(ValueError, match="differs in interventions"):
             perplexity(tiny, TOKENS, 16, 4, checkpoint=path)
     assert path.read_bytes() == before
-    for content, message in (("{", "is damaged or no checkpoint"), ("[]", "is no checkpoint of")):
+    kind = '{"kind": "optlens perplexity"'
+    for content, message in (
+        ("{", "is damaged or no checkpoint"),
+        ("[]", "is no checkpoint of"),
+        (f"{kind}}}", "is damaged: it lacks settings or nats"),
+        (f'{kind}, "settings": [], "nats": []}}', "is damaged: it lacks settings or nats"),
+    ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             perplexity(tiny, TOKENS, 16, 4, checkpoint=path)
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_anything_runs(tiny, tmp_path):
+    handle = tiny.register_forward_pre_hook(lambda module, inputs: pytest.fail("it ran"))
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing; create it first"):
+        perplexity(tiny, TOKENS, 16, 4, checkpoint=tmp_path / "missing" / "run.json")
+    with pytest.raises(IsADirectoryError, match="it is a folder; name a file in it"):
+        perplexity(tiny, TOKENS, 16, 4, checkpoint=tmp_path)
+    handle.remove()
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------------
@@ -295,6 +310,8 @@ def test_texts_that_cannot_be_scored(model, tiny, tmp_path):
         perplexity(model, tmp_path / "latin.txt")
     with pytest.raises(InputError, match=r"must have shape \[pos\], got \(1, 151\)"):
         perplexity(tiny, TOKENS[None])
+    with pytest.raises(InputError, match="An OPTModel predicts no tokens; use an OPTForCausalLM"):
+        perplexity(tiny.model, TOKENS)
     with pytest.raises(InputError, match="no tokenizer"):
         perplexity(tiny, "some text")
     with pytest.raises(TypeError, match="Expected a text, a file or token ids, got a list"):

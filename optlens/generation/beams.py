@@ -85,9 +85,9 @@ class BeamSearch:
             logits = logits.repeat_interleave(self.n_beams, 0)
         log_probs = self.processing(logits.log_softmax(-1), self.rows)
         if self.options.output_logits:
-            self.logits.append(logits)
+            self.logits[self.rows.step :] = [logits]
         if self.options.output_scores:
-            self.scores.append(log_probs)
+            self.scores[self.rows.step :] = [log_probs]
         return log_probs
 
     def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Decoding:
         return self.rows.length == self.rows.capacity or all(self.reasons)
 
     def step(self) -> Tensor:
-        """Add a token to every text; return them, `[row]`. An interrupt leaves whole steps only."""
+        """Add a token to every text; return them, `[row]`."""
         rows = self.rows
         logits = rows.logits()
         if len(rows.tokens) < len(self.reasons):  # the prompts are run once, however many texts
@@ -61,9 +61,9 @@ class Decoding:
             going_on = torch.tensor([r is None for r in self.reasons], device=tokens.device)
             tokens = tokens.where(going_on, rows.pad)
         if self.options.output_scores:
-            self.scores.append(scores)
+            self.scores[rows.step :] = [scores]
         if self.options.output_logits:
-            self.logits.append(logits)
+            self.logits[rows.step :] = [logits]
         rows.append(tokens, going_on)
         self._note_ends(tokens)
         return tokens
@@ -74,15 +74,17 @@ class Decoding:
         return torch.multinomial(scores.softmax(-1), 1, generator=self._generator).squeeze(1)
 
     def _note_ends(self, tokens: Tensor) -> None:
+        reasons = list(self.reasons)
         if len(self._eos):
             for row, is_eos in enumerate(torch.isin(tokens, self._eos).tolist()):
-                if is_eos and self.reasons[row] is None:
-                    self.reasons[row] = "eos"
+                if is_eos and reasons[row] is None:
+                    reasons[row] = "eos"
         if self._stop_strings is not None:
             written = self.rows.tokens[:, : self.rows.length]
             for row, found in enumerate(self._stop_strings.completed(written, self.rows.first)):
-                if found and self.reasons[row] is None:
-                    self.reasons[row] = "stop_string"
+                if found and reasons[row] is None:
+                    reasons[row] = "stop_string"
+        self.reasons = reasons
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Return tokens and mask, `[row, pos]`, of what is written."""

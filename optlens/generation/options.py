@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -118,6 +118,7 @@ class GenerationOptions:
         """Bring lists to tuples; check values, then combinations."""
         for name in ("bad_words", "stop_strings", "logits_processor", "eos_token_id"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        self._check_switches()
         self._check_numbers()
         self._check_lists()
         self._check_combinations()
@@ -132,23 +133,29 @@ class GenerationOptions:
         names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
         return [name for name in names if getattr(self, name) is not None]
 
+    def _check_switches(self) -> None:
+        for name in ("do_sample", "stop_at_eos", "output_scores", "output_logits"):
+            given = getattr(self, name)
+            if not isinstance(given, bool) and (given is not None or name != "do_sample"):
+                raise InputError(f"{name} must be True or False; got {given!r}.")
+
     def _check_numbers(self) -> None:
         for name in ("max_new_tokens", "top_k", "no_repeat_ngram_size"):
-            self._check(name, int, lambda n: n >= 1, "a whole number of at least 1, or None")
+            self._check(name, Integral, lambda n: n >= 1, "a whole number of at least 1, or None")
         for name in ("min_new_tokens", "min_length"):
-            self._check(name, int, lambda n: n >= 0, "a whole number of at least 0, or None")
+            self._check(name, Integral, lambda n: n >= 0, "a whole number of at least 0, or None")
         for name in ("num_beams", "num_return_sequences"):
-            self._check(name, int, lambda n: n >= 1, "a whole number of at least 1", False)
+            self._check(name, Integral, lambda n: n >= 1, "a whole number of at least 1", False)
         for name in ("temperature", "repetition_penalty"):
             more = "; greedy decoding is what leaving out all options of sampling gives"
             text = "a number above 0" + (more if name == "temperature" else "")
-            self._check(name, numbers.Real, lambda x: 0 < x < float("inf"), text)
+            self._check(name, Real, lambda x: 0 < x < float("inf"), text)
         for name in ("top_p", "typical_p"):
-            self._check(name, numbers.Real, lambda x: 0 < x <= 1, "above 0 and at most 1")
-        self._check("min_p", numbers.Real, lambda x: 0 <= x <= 1, "from 0 to 1")
-        self._check("length_penalty", numbers.Real, lambda x: abs(x) < float("inf"), "a number")
-        self._check("seed", int, lambda n: -(2**63) <= n < 2**64, "a whole number of 64 bits")
-        if self.early_stopping not in (None, True, False, "never"):
+            self._check(name, Real, lambda x: 0 < x <= 1, "above 0 and at most 1")
+        self._check("min_p", Real, lambda x: 0 <= x <= 1, "from 0 to 1")
+        self._check("length_penalty", Real, lambda x: abs(x) < float("inf"), "a number")
+        self._check("seed", Integral, lambda n: -(2**63) <= n < 2**64, "a whole number of 64 bits")
+        if self.early_stopping not in (None, "never") and not isinstance(self.early_stopping, bool):
             raise InputError(
                 f"early_stopping must be True, False or 'never', got {self.early_stopping!r}."
             )
@@ -161,6 +168,8 @@ class GenerationOptions:
             return
         if not isinstance(given, kind) or isinstance(given, bool) or not good(given):
             raise InputError(f"{name} must be {text}; got {given!r}.")
+        if kind is Integral:
+            object.__setattr__(self, name, int(given))  # NumPy has whole numbers of its own
 
     def _check_lists(self) -> None:
         for text in self.stop_strings or ():
@@ -230,9 +239,14 @@ class GenerationOptions:
 def _as_tuple(given: Any) -> tuple | None:
     if given is None:
         return None
-    if hasattr(given, "tolist"):
-        given = given.tolist()
-    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    given = _plain(given)
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    return tuple(map(_plain, given)) if several else (given,)
+
+
+def _plain(given: Any) -> Any:
+    """Return a tensor or an array as a list, and anything else as it is."""
+    return given.tolist() if hasattr(given, "tolist") else given
 
 
 def _is_id(given: Any) -> bool:

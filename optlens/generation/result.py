@@ -33,7 +33,7 @@ class Generation(ModelOutput):
         sequences_scores: Of a beam search: each text's log-probability over its length to the power
             `length_penalty`, `[text]`.
         past_key_values: Keys and values of all tokens but the last, or, with a recording, of all
-            tokens; None after a beam search.
+            tokens; None after a beam search, or if several texts were interrupted before the first token.
         recording: With `record=`, the `Recording` over prompts and continuations.
         texts: Prompt and continuation as text, without special tokens; None without a tokenizer.
         mask: True at real tokens, `[text, pos]`.
@@ -113,8 +113,7 @@ class Generation(ModelOutput):
         n_steps = self.sequences.shape[1] - self.prompt_length
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= n_steps:
             raise InputError(f"There is no step {step!r} to fork at: steps go from 0 to {n_steps}.")
-        rows = torch.arange(len(self.sequences), device=self.sequences.device)
-        rows = rows if text is None else rows[[text]]
+        rows = self._rows(text)
         length = self.prompt_length + step
         tokens, mask = self.sequences[rows, :length], self.mask[rows, :length]
         if not bool(mask[:, -1].all()):
@@ -138,6 +137,14 @@ class Generation(ModelOutput):
             return_dict=True,
             **options,
         )
+
+    def _rows(self, text: int | None) -> Tensor:
+        rows = torch.arange(len(self.sequences), device=self.sequences.device)
+        if text is None:
+            return rows
+        if type(text) is not int or not -len(rows) <= text < len(rows):
+            raise InputError(f"There is no text {text!r}: they go from 0 to {len(rows) - 1}.")
+        return rows[[text]]
 
     def _column(self, token: int | str | Sequence[int] | Tensor, n_rows: int) -> Tensor:
         ids = self.model.to_single_token(token) if isinstance(token, str) else token
@@ -165,4 +172,6 @@ class Generation(ModelOutput):
             before |= dict.fromkeys(sampling)
         elif any(changes.get(name) is not None for name in sampling):
             before["do_sample"] = None
+        if changes.get("num_beams") == 1:
+            before |= {"length_penalty": None, "early_stopping": None}
         return before | changes

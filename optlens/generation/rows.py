@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from optlens.checks import InputError
-from optlens.kv_cache import KVCache
+from optlens.kv_cache import KVCache, undone_on_failure
 
 if TYPE_CHECKING:
     from optlens.model import OPTForCausalLM
@@ -102,6 +104,22 @@ class Rows:
             self.real[:, self.length] = real
             self.padded = True
         self.length += 1
+
+
+@contextmanager
+def whole_step(strategy: Any) -> Iterator[None]:
+    """Take back what a step has done to a strategy and its rows, if an error or interrupt cuts it off.
+
+    What they hold is replaced in a step, or written behind what counts, so the old values are there.
+    """
+    before = [(part, dict(vars(part))) for part in (strategy, strategy.rows)]
+    try:
+        with undone_on_failure(strategy.rows.cache):
+            yield
+    except BaseException:
+        for part, values in before:
+            vars(part).update(values)
+        raise
 
 
 def _check_past(past: KVCache, prompt: Tensor) -> None:

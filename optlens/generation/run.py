@@ -16,7 +16,7 @@ from optlens.generation.decode import Decoding
 from optlens.generation.options import GenerationOptions
 from optlens.generation.processing import Processing
 from optlens.generation.result import Generation
-from optlens.generation.rows import Rows
+from optlens.generation.rows import Rows, whole_step
 from optlens.generation.stopping import StopStrings, eos_tokens
 from optlens.interventions.edits import Session
 from optlens.recorder import Recorder
@@ -141,7 +141,8 @@ class Job:
         with self.active():
             try:
                 while not self.strategy.done:
-                    self.strategy.step()
+                    with whole_step(self.strategy):
+                        self.strategy.step()
             except KeyboardInterrupt:
                 return True
         return False
@@ -151,21 +152,20 @@ class Job:
         strategy, rows = self.strategy, self.strategy.rows
         sequences, mask = strategy.finish()
         copies = len(strategy.reasons) // len(sequences)
-        if copies > 1:  # interrupted before the prompts were run
+        if copies > 1:  # interrupted in the first step
             sequences, mask = (part.repeat_interleave(copies, 0) for part in (sequences, mask))
-        steps = sequences.shape[1] - rows.prompt_length if self.options.num_beams == 1 else None
         otherwise = "interrupted" if interrupted else "length"
         reasons = [reason or otherwise for reason in strategy.reasons]
         recording = None
         if self._recorder is not None and rows.length > rows.prompt_length:
             recording = self._recording(sequences, mask)
-        beams = self.options.num_beams > 1
+        has_past = self.options.num_beams == 1 and copies == 1
         return Generation(
             sequences,
-            scores=tuple(strategy.scores[:steps]) if self.options.output_scores else None,
-            logits=tuple(strategy.logits[:steps]) if self.options.output_logits else None,
+            scores=tuple(strategy.scores[: rows.step]) if self.options.output_scores else None,
+            logits=tuple(strategy.logits[: rows.step]) if self.options.output_logits else None,
             sequences_scores=strategy.sequences_scores,
-            past_key_values=None if beams else rows.cache,
+            past_key_values=rows.cache if has_past else None,
             recording=recording,
             texts=self._texts(sequences, mask, rows.prompt_length),
             mask=mask,
@@ -198,12 +198,11 @@ class Job:
         n_copies = len(sequences) // len(self._prompts) if self._prompts else 1
         texts = []
         for number, (row, real) in enumerate(zip(sequences, mask, strict=True)):
-            new = tokenizer.decode(row[start:][real[start:]], skip_special=True)
             if self._prompts:
-                prompt = self._prompts[number // n_copies]
-            else:
-                prompt = tokenizer.decode(row[:start][real[:start]], skip_special=True)
-            texts.append(prompt + new)
+                new = tokenizer.decode(row[start:][real[start:]], skip_special=True)
+                texts.append(self._prompts[number // n_copies] + new)
+            else:  # in one piece, as the prompt may end within a character
+                texts.append(tokenizer.decode(row[real], skip_special=True))
         return texts
 
 

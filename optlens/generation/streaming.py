@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from optlens.checks import InputError
+from optlens.generation.rows import whole_step
 from optlens.generation.run import Job
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Stream:
         """Write until there is something to show; return it."""
         job = self._job
         while not job.strategy.done:
-            with job.active():
+            with job.active(), whole_step(job.strategy):
                 token = int(job.strategy.step()[0])
             if not job.is_text:
                 return token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model, tiny_config
@@ -28,6 +29,10 @@ WRONG = [
     ({"num_beams": True}, "num_beams must be a whole number of at least 1; got True"),
     ({"seed": 1.0}, "seed must be a whole number of 64 bits"),
     ({"num_beams": 2, "early_stopping": "often"}, "True, False or 'never', got 'often'"),
+    ({"num_beams": 2, "early_stopping": 1}, "True, False or 'never', got 1"),
+    ({"do_sample": 0, "temperature": 2.0}, "do_sample must be True or False; got 0"),
+    ({"stop_at_eos": None}, "stop_at_eos must be True or False; got None"),
+    ({"output_scores": "all"}, "output_scores must be True or False; got 'all'"),
     ({"do_sample": False, "top_p": 0.5}, "top_p=0.5 is for sampling, but do_sample=False"),
     ({"length_penalty": 2.0}, "length_penalty is for beam search; give num_beams="),
     ({"early_stopping": False}, "early_stopping is for beam search"),
@@ -138,6 +143,28 @@ def test_words_to_avoid_as_text():
     assert "Mary" not in demo.generate(text, 4, bad_words="Mary")[len(text) :]
     for words in ([" Mary"], [demo.tokenizer.encode(" Mary", prepend_bos=False)]):
         assert " Mary" not in demo.generate(text, 4, bad_words=words)[len(text) :]
+
+
+def test_arrays_and_their_numbers_are_taken():
+    model = random_model(tiny_config())
+    options = GenerationOptions.of(max_new_tokens=np.int64(3), top_k=np.int32(4), seed=np.int64(5))
+    assert (options.max_new_tokens, options.top_k, type(options.seed)) == (3, 4, int)
+    words = [[5, 6], [7]]
+    for given in (words, torch.tensor([[5, 6]]), [torch.tensor([5, 6])], [np.array([5, 6]), [7]]):
+        expected = tuple(words[: len(given)])
+        assert tuple(map(list, GenerationOptions.of(bad_words=given).bad_words)) == expected
+    expected = model.generate(IDS, 3, top_k=4, seed=5)
+    assert model.generate(IDS, np.int64(3), top_k=np.int32(4), seed=np.int64(5)).equal(expected)
+
+
+def test_forks_of_texts_that_are_not_there():
+    model = random_model(tiny_config())
+    result = model.generate(IDS, 5, num_beams=2, length_penalty=2.0, return_dict=True)
+    for text in (2, -3, "a", True):
+        with pytest.raises(InputError, match=f"There is no text {text!r}: they go from 0 to 1"):
+            result.fork(2, text=text)
+    assert result.fork(2, text=-1).prompt_length == 9
+    assert result.fork(2, num_beams=1).options.length_penalty is None  # which was of the beams
 
 
 def test_options_are_values():

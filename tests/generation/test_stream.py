@@ -61,6 +61,15 @@ def test_characters_of_several_bytes_are_held_until_they_are_whole(text, cut):
     assert "".join(pieces).startswith(whole) and not any("\ufffd" in p for p in pieces[:-1])
 
 
+def test_a_fork_within_a_character_writes_it_whole():
+    ids = DEMO.tokenizer.encode("a木😀", prepend_bos=False)
+    assert len(ids) > 4  # characters of several tokens
+    options = {"logits_processor": forcing(ids), "stop_at_eos": False}
+    result = DEMO.generate("x", len(ids), return_dict=True, **options)
+    for step in range(len(ids)):
+        assert result.fork(step).texts == result.texts == ["xa木😀"]
+
+
 def test_special_tokens_are_not_shown():
     ids = [*DEMO.tokenizer.encode("a", False), 2, *DEMO.tokenizer.encode("b", False)]
     options = {"logits_processor": forcing(ids), "stop_at_eos": False}
