@@ -105,6 +105,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/make_checkpoint.py --size 125m build/opt-125m
 	$(BIN)/python benchmarks/loading.py build/opt-125m
+	$(BIN)/python benchmarks/widgets.py
 
 clean:
 	rm -rf build dist benchmarks/results .pytest_cache .ruff_cache .hypothesis

@@ -92,12 +92,13 @@ __all__ = [
     "record",
     "save_interventions",
     "token_attribution",
+    "widgets",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `optlens.circuits` and `optlens.plots` when they are first asked for."""
-    if name in ("circuits", "plots"):
+    """Import `optlens.circuits`, `optlens.plots` and `optlens.widgets` when they are first asked for."""
+    if name in ("circuits", "plots", "widgets"):
         return importlib.import_module(f"optlens.{name}")
     raise AttributeError(f"module 'optlens' has no attribute {name!r}")
 

@@ -22,7 +22,7 @@ from optlens.names import get_act_name, is_full_name
 if TYPE_CHECKING:
     from optlens.lens import LogitLens
     from optlens.model import OPTForCausalLM
-    from optlens.report import RecordingView
+    from optlens.widgets import Explorer
 
 WHAT = ("attention", "residual", "logit_lens")
 FINAL = "final_residual"
@@ -278,11 +278,15 @@ class Recording:
 
         write_html(self, path)
 
-    def show(self) -> RecordingView:
-        """Return a view that a notebook displays."""
-        from optlens.report import RecordingView
+    def show(self) -> Explorer:
+        """Return linked views of all that it holds, which a notebook displays.
 
-        return RecordingView(self)
+        Example:
+            >>> optlens.load().record("The cat sat on the").show()  # doctest: +SKIP
+        """
+        from optlens.widgets import Explorer
+
+        return Explorer(self)
 
     def __repr__(self) -> str:
         """Describe what is inside."""

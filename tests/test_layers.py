@@ -43,6 +43,7 @@ LAYERS = [
     {"circuits"},
     {""},  # the package's own front: `optlens/__init__.py` gathers the public names
     {"report"},
+    {"widgets"},
     {
         "demo.train",
         "demo.measure",
@@ -67,7 +68,7 @@ DELEGATES = {
     "base.OPTBase.summary": "summary",
     "recording.Recording.logit_lens": "lens",
     "recording.Recording.to_html": "report",
-    "recording.Recording.show": "report",
+    "recording.Recording.show": "widgets",
     "patching.result.PatchResult.to_html": "report",
     "patching.result.PatchResult.show": "report",
 }

@@ -33,6 +33,12 @@ def shows_ten_lines(names, printed, folder):
     assert (names["logits"][0] - names["rec"].logits).abs().max() > 0
 
 
+def shows_views(names, printed, folder):
+    assert names["heads"].selected["layer"] == 3
+    assert printed.startswith("now at {'prompt': 0, 'layer': 3, ")
+    assert (folder / "heads.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
 def shows_a_cause(names, printed, folder):
     assert names["result"].normalized.max() > 0.3  # some head brings a good part of the answer back
 
@@ -58,6 +64,7 @@ def shows_training(names, printed, folder):
 
 SHOWS = {
     "Ten lines": shows_ten_lines,
+    "See it in a notebook": shows_views,
     "What causes the answer": shows_a_cause,
     "Who wrote the answer": shows_who_wrote,
     "Neurons, and two runs side by side": shows_neurons,

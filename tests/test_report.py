@@ -16,7 +16,7 @@ from optlens import Recording
 from optlens.plots import STYLES
 from optlens.plots.draw import pool_max
 from optlens.plots.style import mix
-from optlens.report import RecordingView, sections, write_html
+from optlens.report import sections, write_html
 from optlens.report.facts import gather
 from optlens.report.page import html_page, stylesheet
 from optlens.report.pictures import attention_png
@@ -261,7 +261,6 @@ def test_write_html_replaces_whole_or_not_at_all(recording, tmp_path):
 def test_recording_delegates_to_the_report(recording, tmp_path):
     recording.to_html(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == html_page(gather(recording))
-    assert isinstance(recording.show(), RecordingView)
 
 
 # --- colours and pictures --------------------------------------------------------------------------
@@ -332,25 +331,3 @@ def test_text_stands_out_in_both_themes():
         for text in ("ink", "muted", "link", "warm"):
             for ground in ("page", "paper"):
                 assert contrast(color[text], color[ground]) >= 4.5, (text, ground)
-
-
-# --- the view in a notebook --------------------------------------------------------------------------
-
-
-def test_view_survives_a_sanitiser(hostile):
-    page = Page(hostile.show()._repr_html_())
-    assert {tag for tag, _ in page.tags} <= set(
-        "div p b table caption thead tbody tr th td bdi br small img".split()
-    )
-    allowed = {"src", "alt", "width"}
-    assert all(set(attributes) <= allowed for _, attributes in page.tags)
-    assert len(page.all("img")) == 8
-    assert "<script>alert(1)</script>" in page.text
-
-
-def test_view_is_the_same_on_every_run(model):
-    views = [model.record(IDS).show() for _ in range(2)]
-    assert repr(views[0]) == repr(views[1]) == "RecordingView(5 tokens, 2 layers of 4 heads)"
-    assert views[0]._repr_html_() == views[1]._repr_html_()
-    batch = model.record(IDS.repeat(3, 1)).show()
-    assert repr(batch) == "RecordingView(3 prompts, 5 tokens, 2 layers of 4 heads)"

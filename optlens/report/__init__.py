@@ -1,6 +1,6 @@
-"""Show results outside Python: one self-contained HTML page, and a view for notebooks."""
+"""Show results outside Python: self-contained HTML pages, and a still view of sweeps for notebooks."""
 
 from optlens.report.sweep_view import PatchView, write_sweep_html
-from optlens.report.view import RecordingView, write_html
+from optlens.report.view import write_html
 
-__all__ = ["PatchView", "RecordingView", "write_html", "write_sweep_html"]
+__all__ = ["PatchView", "write_html", "write_sweep_html"]

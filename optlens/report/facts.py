@@ -1,8 +1,8 @@
 """Gather what a page shows of one recorded prompt, as plain arrays and legible words.
 
-This is the only file of the report that reads a `Recording`, and it knows no model. Padding is
-dropped here, and keys that lie in a query's future become NaN, so that what comes after sees one
-prompt of real tokens. What was not recorded is None and has no place on the page.
+With `one_prompt.py`, this is all of the report that reads a `Recording`, and it knows no model.
+Padding is dropped, and keys that lie in a query's future become NaN, so that what comes after sees
+one prompt of real tokens. What was not recorded is None and has no place on the page.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optlens.recording import NotRecordedError
-from optlens.report.markup import token_label
+from optlens.report.one_prompt import OnePrompt, as_numpy, prompts_of
 
 if TYPE_CHECKING:
     from optlens.recording import Recording
@@ -77,87 +77,78 @@ def gather(recording: "Recording", top_k: int = 5) -> list[Facts]:
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k}: a cell of the lens lists at least one token")
-    batched = _numpy(recording.tokens).ndim == 2
-    count = len(recording.tokens) if batched else 1
-    lens = _lens(recording, top_k)
+    lens = stored_lens(recording, top_k)
     parts = {name: _recorded(recording, name) for name in ("attention", "residual")}
-    return [
-        _one(recording, lens, parts, index if batched else None) for index in range(count)
-    ]  # fmt: skip
+    return [_one(recording, lens, parts, prompt) for prompt in prompts_of(recording)]
 
 
-def _one(recording: "Recording", lens: Any, parts: dict[str, Any], index: int | None) -> Facts:
+def lens_facts(recording: "Recording", lens: Any, prompt: OnePrompt) -> LensFacts:
+    """Return the lens of one prompt, as `Recording.logit_lens` gives it, in words and arrays."""
+    values = (lens.top_tokens, lens.top_probs, lens.entropy, lens.kl)
+    top, probs, entropy, kl = (as_numpy(prompt.pick(v))[:, prompt.columns] for v in values)
+    names = {number: prompt.label(number) for number in np.unique(top).tolist()}
+    words = [[[names[i] for i in cell] for cell in row] for row in top.tolist()]
+    return LensFacts(list(lens.labels), top, words, probs, entropy, kl)
+
+
+def stored_lens(recording: "Recording", top_k: int) -> Any:
+    """Return the recording's logit lens; None if it holds none."""
+    try:
+        return recording.logit_lens(top_k=min(top_k, recording.metadata["config"]["vocab_size"]))
+    except NotRecordedError:
+        return None
+
+
+def _one(recording: "Recording", lens: Any, parts: dict[str, Any], prompt: OnePrompt) -> Facts:
     """Return the facts of one prompt, without its padding."""
-
-    def label(token: int) -> str:
-        return token_label(recording.label(token))
-
-    def pick(values: Any) -> Any:
-        return values if index is None or values is None else values[index]
-
-    ids = _numpy(pick(recording.tokens))
-    real = _numpy(pick(recording.mask)).astype(bool)
-    n_real = int(real.sum())
-    places = np.asarray(pick(recording.columns))  # what was recorded, as indices into `ids`
-    columns = np.flatnonzero(real[places])  # of those, the ones that are no padding
-    positions = (real.cumsum() - 1)[places[columns]].tolist()
-    attention, residual = (_numpy(pick(parts[name])) for name in ("attention", "residual"))
+    attention, residual = (as_numpy(prompt.pick(parts[name])) for name in ("attention", "residual"))
     if attention is not None:
-        attention = attention[:, :, columns][..., real].astype(np.float64)
-        future = np.arange(n_real)[None, :] > np.asarray(positions)[:, None]  # [query, key]
-        attention[..., future] = np.nan
-    lens_facts = None
-    if lens is not None:
-        values = (lens.top_tokens, lens.top_probs, lens.entropy, lens.kl)
-        top, probs, entropy, kl = (_numpy(pick(value))[:, columns] for value in values)
-        words = [[[label(i) for i in cell] for cell in row] for row in top.tolist()]
-        lens_facts = LensFacts(list(lens.labels), top, words, probs, entropy, kl)
-    config = recording.metadata["config"]
+        attention = attention[:, :, prompt.columns][..., prompt.real].astype(np.float64)
+        attention[..., prompt.future] = np.nan
+    facts = None if lens is None else lens_facts(recording, lens, prompt)
+    norms = None if residual is None else np.linalg.norm(residual, axis=-1)[:, prompt.columns]
     return Facts(
-        prompt=_as_given(pick(recording.prompt), label(int(ids[real][0]))),
-        shape=f"{_count(config['num_hidden_layers'], 'layer')} of "
-        f"{_count(config['num_attention_heads'], 'head')}",
-        ids=ids[real].tolist(),
-        tokens=[label(token) for token in ids[real].tolist()],
-        positions=positions,
+        prompt=prompt.text,
+        shape=shape_in_words(recording),
+        ids=prompt.ids,
+        tokens=prompt.tokens,
+        positions=prompt.positions,
         layers=list(recording.layers),
         heads=list(recording.heads),
-        lens=lens_facts,
-        answer=_answer(recording, lens, lens_facts, positions[-1] == n_real - 1, pick, columns[-1]),
+        lens=facts,
+        answer=_answer(recording, lens, facts, prompt),
         attention=attention,
-        norms=None if residual is None else np.linalg.norm(residual, axis=-1)[:, columns],
+        norms=norms,
         norm_rows=list(recording.row_labels),
         provenance=_provenance(recording),
     )
 
 
+def shape_in_words(recording: "Recording") -> str:
+    """Return the size of the model, such as "6 layers of 8 heads"."""
+    config = recording.metadata["config"]
+    heads = _count(config["num_attention_heads"], "head")
+    return f"{_count(config['num_hidden_layers'], 'layer')} of {heads}"
+
+
 def _answer(
-    recording: "Recording",
-    lens: Any,
-    facts: LensFacts | None,
-    at_end: bool,
-    pick: Any,
-    column: int,
+    recording: "Recording", lens: Any, facts: LensFacts | None, prompt: OnePrompt
 ) -> Answer | None:
     """Return the prediction after the last token, where the recording reaches so far."""
     last_layer = recording.metadata["config"]["num_hidden_layers"] - 1
+    at_end = prompt.positions[-1] == len(prompt.ids) - 1
     if facts is None or not at_end or recording.layers[-1] != last_layer:
         return None
     best = int(facts.ids[-1, -1, 0])
+    column = prompt.columns[-1]
     try:
-        ranks, probs = (_numpy(pick(f(best)))[:, column] for f in (lens.rank, lens.prob))
+        found = (as_numpy(prompt.pick(f(best))) for f in (lens.rank, lens.prob))
+        ranks, probs = (values[:, column] for values in found)
     except NotRecordedError:  # loaded without its model: the stored top tokens must do
         found = facts.ids[:, -1] == best  # [row, k]
         ranks = np.where(found.any(-1), found.argmax(-1), -1)
         probs = np.where(found.any(-1), (facts.probs[:, -1] * found).sum(-1), np.nan)
     return Answer(facts.words[-1][-1], facts.probs[-1, -1], probs, ranks)
-
-
-def _lens(recording: "Recording", top_k: int) -> Any:
-    try:
-        return recording.logit_lens(top_k=min(top_k, recording.metadata["config"]["vocab_size"]))
-    except NotRecordedError:
-        return None
 
 
 def _recorded(recording: "Recording", name: str) -> Any:
@@ -186,19 +177,5 @@ def _provenance(recording: "Recording") -> list[tuple[str, str]]:
     return [(name, value) for name, value in pairs if value]
 
 
-def _as_given(prompt: str, first: str) -> str:
-    """Return the prompt without the `</s>` that the tokenizer put in front of it."""
-    special = first.startswith("<") and first.endswith(">")
-    return (prompt.removeprefix(first) if special else prompt) or prompt
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _numpy(values: Any) -> Any:
-    """Return a tensor as NumPy, half precision widened; None stays None."""
-    if values is None or isinstance(values, np.ndarray):
-        return values
-    values = values.detach().cpu()
-    return (values.float() if values.is_floating_point() else values).numpy()

@@ -86,11 +86,16 @@ def stylesheet() -> str:
     return "\n".join([rules[0], rules[1], sheet, *rules[2:]])
 
 
+def around(name: str) -> dict[str, str]:
+    """Return a theme's colours that figures do not have: the page, links, the mark."""
+    return _AROUND[name]
+
+
 def _variables(name: str) -> str:
     """Return the theme's colours: b0..b10 are grounds of cells, t0..t10 the text upon them."""
     look = STYLES[name]
     pairs = {k: getattr(look, k) for k in ("paper", "ink", "muted", "rule", "masked")}
-    pairs |= _AROUND[name]
+    pairs |= around(name)
     for level in range(LEVELS + 1):
         ground = mix(look.ramp, level / LEVELS)
         text = max(

@@ -1,0 +1,19 @@
+"""Views of a recording in a notebook: look, click, select; in a page of their own; as a picture.
+
+The only part of optlens that imports a Jupyter library. `rec.show()` gives the `Explorer`; the other
+views show one thing each, and all views of one recording are linked: what is selected in one is
+selected in all, in Python too.
+
+Example:
+    >>> import optlens
+    >>> rec = optlens.load().record("When Mary and John went to the store, John gave a drink to")
+    >>> view = optlens.widgets.AttentionView(rec)
+    >>> view.observe(lambda change: print(change["new"]["head"]), "selected")
+    >>> optlens.widgets.LensView(rec).selected = {"head": 2}  # a linked view hears of it
+    2
+"""
+
+from optlens.widgets.selection import Selection
+from optlens.widgets.views import AttentionView, Explorer, LensView, ResidualView
+
+__all__ = ["AttentionView", "Explorer", "LensView", "ResidualView", "Selection"]

@@ -1,0 +1,88 @@
+"""A view as one HTML file: the same modules, the same state, and answers to what it may ask.
+
+The page states its own policy: nothing is loaded, and nothing runs or styles but what is written in
+it, known by its hash. The state lies in a data block, in which every `<` is written as an escape, so
+that no token can end it.
+"""
+
+import base64
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from optlens.report.markup import Html, el, visible
+from optlens.report.page import around
+from optlens.widgets.arrays import as_text, packed
+from optlens.widgets.modules import page_module
+from optlens.widgets.stylesheet import stylesheet
+
+if TYPE_CHECKING:
+    from optlens.widgets.view import View
+
+_MODEL = "selection"  # what the page calls the shared selection
+
+
+def html_page(view: "View") -> str:
+    """Return the page of a view; the same view gives the same text."""
+    title = visible(" ".join(view._parts[0].prompts[0].text.split()))
+    sheet, script = _page_sheet() + stylesheet(), page_module(*view.kinds)
+    policy = (
+        f"default-src 'none'; style-src '{_digest(sheet)}'; script-src '{_digest(script)}'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", f"{title[:60]}{'…' if len(title) > 60 else ''} · optlens"),
+        el("link", rel="icon", href="data:,"),
+        el("style", Html(sheet)),
+    )
+    body = el(
+        "body",
+        el("main", id="view"),
+        el("noscript", view._fallback()),
+        el("script", Html(_escaped(contents(view))), type="application/json", id="contents"),
+        el("script", Html(script), type="module"),
+    )
+    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
+
+
+def contents(view: "View") -> dict[str, Any]:
+    """Return what a page's stand-in for the kernel needs: the states, and all answers."""
+    answers = []
+    for number, part in enumerate(view._parts):
+        for prompt in range(len(part.prompts)):
+            place = {"part": number, "prompt": prompt}
+            if prompt != view.selected["prompt"]:
+                answers.append([{**place, "what": "state"}, part.state(prompt)])
+            answers += [[place | question, found] for question, found in part.page_answers(prompt)]
+    prompt = view.selected["prompt"]
+    parts = [view._part_facts(part, prompt, data=lambda state: state) for part in view._parts]
+    state = {"prompts": view.prompts, "parts": parts, "selection": f"IPY_MODEL_{_MODEL}"}
+    filled = {"state": state, "selected": view.selected, "answers": answers}
+    return packed(filled, as_text)
+
+
+def _escaped(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Inside a script these two are line ends to some parsers; `<` could end or open a tag.
+    for char in "<\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _page_sheet() -> str:
+    light, dark = (around(name)["page"] for name in ("light", "dark"))
+    return (
+        f"html{{color-scheme:light dark}}body{{margin:0;background:{light}}}"
+        f"@media screen and (prefers-color-scheme:dark){{body{{background:{dark}}}}}"
+        "main,noscript{display:block;box-sizing:border-box;max-width:90rem;margin:0 auto;"
+        "padding:clamp(.5rem,2.5vw,2rem)}noscript{font-family:system-ui,sans-serif;background:#fff}\n"
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

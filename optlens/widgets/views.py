@@ -1,0 +1,153 @@
+"""The views that a user makes: attention, logit lens, residual stream, and all of them linked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from optlens.recording import NotRecordedError, Recording
+from optlens.widgets.attention_part import AttentionPart
+from optlens.widgets.lens_part import LensPart
+from optlens.widgets.residual_part import ResidualPart
+from optlens.widgets.selection import Selection
+from optlens.widgets.view import View
+
+if TYPE_CHECKING:
+    from optlens.base import OPTBase, Prompt
+
+
+class AttentionView(View):
+    """Show the attention of every head, and one of them large.
+
+    Args:
+        recording: one that holds "attention"; if it holds "v" too, weights can be shown times the
+            length of what the head writes for each key.
+        value_norms: these lengths, `[layer, head, key]`, if you have them.
+        selection: what is selected, to link views; all views of one recording share one by default.
+
+    Raises:
+        NotRecordedError: if the recording holds no attention.
+
+    Example:
+        >>> import optlens
+        >>> view = optlens.widgets.AttentionView(optlens.load().record("The cat sat on the"))
+        >>> view
+        AttentionView(layers=5, heads=8, tokens=6)
+        >>> view.selected = {"layer": 3, "head": 1}  # also what a click does
+    """
+
+    kinds = ("attention",)
+
+    def __init__(
+        self,
+        recording: Recording,
+        value_norms: Any = None,
+        selection: Selection | None = None,
+    ) -> None:
+        super().__init__(recording, [AttentionPart(recording, value_norms)], selection)
+
+
+class LensView(View):
+    """Show what the model would predict after each layer, at each position.
+
+    Args:
+        recording: one that holds "logit_lens", or "residual" and its model.
+        top_k: how many tokens to list for a cell.
+        sublayers: also read the stream between attention and MLP; needs "resid_mid".
+        selection: what is selected, to link views; all views of one recording share one by default.
+
+    Raises:
+        NotRecordedError: if the recording lacks what is needed.
+
+    Example:
+        >>> import optlens
+        >>> rec = optlens.load().record("The cat sat on the")
+        >>> optlens.widgets.LensView(rec, top_k=10)
+        LensView(rows=6, tokens=6)
+    """
+
+    kinds = ("lens",)
+
+    def __init__(
+        self,
+        recording: Recording,
+        top_k: int = 5,
+        sublayers: bool = False,
+        selection: Selection | None = None,
+    ) -> None:
+        super().__init__(recording, [LensPart(recording, top_k, sublayers)], selection)
+
+
+class ResidualView(View):
+    """Show the residual stream: how long it is, and how each layer turns it.
+
+    Args:
+        recording: one that holds "residual".
+        selection: what is selected, to link views; all views of one recording share one by default.
+
+    Raises:
+        NotRecordedError: if the recording holds no residual stream.
+
+    Example:
+        >>> import optlens
+        >>> optlens.widgets.ResidualView(optlens.load().record("The cat sat on the"))
+        ResidualView(rows=6, tokens=6)
+    """
+
+    kinds = ("residual",)
+
+    def __init__(self, recording: Recording, selection: Selection | None = None) -> None:
+        super().__init__(recording, [ResidualPart(recording)], selection)
+
+
+class Explorer(View):
+    """Show all that a recording holds in linked views, one under the other.
+
+    Args:
+        source: a recording, or a model.
+        prompt: what the model is to be run on; None with a recording.
+        selection: what is selected, to link other views; all views of one recording share one by
+            default.
+
+    Raises:
+        NotRecordedError: if the recording holds nothing that can be shown.
+        TypeError: if a model comes without a prompt, or a recording with one.
+
+    Example:
+        >>> import optlens
+        >>> optlens.widgets.Explorer(optlens.load(), "The cat sat on the")
+        Explorer(lens, attention, residual; layers=5, heads=8, tokens=6)
+    """
+
+    kinds = ("lens", "attention", "residual")
+
+    def __init__(
+        self,
+        source: Recording | OPTBase,
+        prompt: Prompt | None = None,
+        selection: Selection | None = None,
+    ) -> None:
+        if isinstance(source, Recording) is not (prompt is None):
+            raise TypeError(
+                "Explorer takes a recording alone, Explorer(rec), or a model with a prompt, "
+                "Explorer(model, prompt)."
+            )
+        recording = source if isinstance(source, Recording) else source.record(prompt)
+        parts = []
+        for make in (LensPart, AttentionPart, ResidualPart):
+            try:
+                parts.append(make(recording))
+            except NotRecordedError:  # what was not recorded is not shown
+                continue
+        if not parts:
+            raise NotRecordedError(
+                f"This recording holds {', '.join(recording.what)}, nothing that the explorer "
+                "shows; record it with what=('attention', 'residual', 'logit_lens')."
+            )
+        super().__init__(recording, parts, selection)
+
+    def __repr__(self) -> str:
+        """Return a line that is the same on every run."""
+        config = self.recording.metadata["config"]
+        kinds = ", ".join(part.kind for part in self._parts)
+        size = f"layers={config['num_hidden_layers']}, heads={config['num_attention_heads']}"
+        return f"Explorer({kinds}; {size}, {self._parts[0].token_counts()})"
