@@ -52,10 +52,12 @@ __all__ = [
     "Ablate",
     "ActivationCache",
     "Comparison",
+    "Conversion",
     "Freeze",
     "Knockout",
     "LogitAttribution",
     "LogitLens",
+    "MemoryPlan",
     "OPTConfig",
     "OPTForCausalLM",
     "OPTForQuestionAnswering",
@@ -72,6 +74,7 @@ __all__ = [
     "causal_trace",
     "circuits",
     "compare",
+    "convert",
     "direct_logit_attribution",
     "edge_attribution",
     "estimate_bytes",
@@ -87,6 +90,7 @@ __all__ = [
     "neurons",
     "patch_sweep",
     "path_patch",
+    "plan",
     "plots",
     "prompts",
     "record",
@@ -96,10 +100,21 @@ __all__ = [
 ]
 
 
+# Names that few programs use, and the modules that they come from.
+_WHEN_ASKED_FOR = {
+    "Conversion": "optlens.checkpoints",
+    "convert": "optlens.checkpoints",
+    "MemoryPlan": "optlens.planning",
+    "plan": "optlens.planning",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import `optlens.circuits`, `optlens.plots` and `optlens.widgets` when they are first asked for."""
+    """Import circuits, plots, widgets and rare names when they are first asked for."""
     if name in ("circuits", "plots", "widgets"):
         return importlib.import_module(f"optlens.{name}")
+    if name in _WHEN_ASKED_FOR:
+        return getattr(importlib.import_module(_WHEN_ASKED_FOR[name]), name)
     raise AttributeError(f"module 'optlens' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `optlens record`, `optlens patch`, `optlens generate` and `optlens lab`.
+"""The command line: `optlens record`, `patch`, `generate`, `plan`, `convert` and `lab`.
 
 What a command finds goes to standard output, what it is doing to standard error. A wrong argument,
 prompt or file ends it with one message and status 2, anything unexpected with status 1; nobody is
@@ -37,6 +37,8 @@ examples:
   optlens patch "When Mary and John went to the store, John gave a drink to" \\
                 "When Mary and John went to the store, Mary gave a drink to" --site z
   optlens generate "Once upon a time" --max-new-tokens 50 --stream
+  optlens plan opt-30b --memory cuda:0=24GiB,cpu=64GiB
+  optlens convert downloads/opt-66b opt-66b --dtype float16
   optlens lab
 """
 
@@ -107,6 +109,20 @@ def patch(options: argparse.Namespace) -> int:
     from optlens.cli_patch import patch
 
     return patch(options)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print what models will take and where they would lie."""
+    from optlens.cli_plan import plan
+
+    return plan(options)
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Write a checkpoint anew as sharded safetensors."""
+    from optlens.cli_convert import convert
+
+    return convert(options)
 
 
 def lab(options: argparse.Namespace) -> int:
@@ -199,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_patch(commands)
     cli_generate.add_command(commands)
+    _add_plan(commands)
+    _add_convert(commands)
 
     command = commands.add_parser(
         "lab",
@@ -237,6 +255,53 @@ def _add_patch(commands: Any) -> None:
     add("--json", action="store_true", help="print JSON alone")
     add("--dry-run", action="store_true", help="say what it would cost, and stop")
     _add_placement(command)
+
+
+def _add_plan(commands: Any) -> None:
+    """Add the parser of `optlens plan`."""
+    command = commands.add_parser(
+        "plan",
+        help="say what a model will take, and where it would lie",
+        description="Print the bytes of weights, KV cache, activations, a recording and a patching "
+        "sweep, where the model would be placed and whether it fits. Downloads and loads nothing.",
+    )
+    command.set_defaults(run=plan)
+    add = command.add_argument
+    add("model", metavar="MODEL", nargs="?",
+        help="a published size such as opt-30b, or a checkpoint folder (default: all sizes)")  # fmt: skip
+    add("--memory", metavar="M", help="memory of another machine, as cuda:0=24GiB,cpu=64GiB")
+    add("--device", metavar="D", help="one device of this machine: cpu, cuda, cuda:1, ...")
+    add("--dtype", metavar="T", default="auto", choices=DTYPES, help=", ".join(DTYPES))
+    add("--quantize", choices=("int8", "nf4"), help="matrices of the blocks in 8 or 4 bits")
+    add("--batch", metavar="N", type=int, default=1, help="prompts (default: 1)")
+    add("--tokens", metavar="N", type=int, default=512, help="tokens of each (default: 512)")
+    add("--record", metavar="WHAT", nargs="?", const="", help="count a recording, of names with "
+        "commas between (default: attention,residual,logit_lens)")  # fmt: skip
+    add("--sweep", metavar="SITE", nargs="?", const="resid_pre", help="count a patching sweep over "
+        "layers and positions (default site: resid_pre)")  # fmt: skip
+    add("--device-map", metavar="P", choices=("auto", "balanced", "stream"),
+        help="judge this placement: auto, balanced or stream")  # fmt: skip
+    add("--json", action="store_true", help="print JSON alone")
+
+
+def _add_convert(commands: Any) -> None:
+    """Add the parser of `optlens convert`."""
+    command = commands.add_parser(
+        "convert",
+        help="turn a checkpoint into sharded safetensors",
+        description="Write any checkpoint that optlens reads (safetensors, .bin, Meta's original "
+        "reshard-model_part-*.pt) as sharded safetensors, with config and tokenizer. Interrupted, "
+        "the same command goes on where it stopped.",
+    )
+    command.set_defaults(run=convert)
+    add = command.add_argument
+    add("src", metavar="SRC", help="checkpoint folder or Hub id")
+    add("dst", metavar="DST", help="folder to write")
+    add("--dtype", metavar="T", choices=DTYPES[1:],
+        help=f"{', '.join(DTYPES[1:])} (default: as stored)")  # fmt: skip
+    add("--shard-size", metavar="S", default="5GB", help="largest file (default: 5GB)")
+    add("--revision", metavar="R", help="branch, tag or commit on the Hub")
+    add("--restart", action="store_true", help="throw away an earlier conversion to DST")
 
 
 def _add_placement(command: argparse.ArgumentParser) -> None:

@@ -124,7 +124,8 @@ class OPTAttention(nn.Module):
         out = self.out_proj(z.flatten(2))
         if self.hook_result.listening:
             out = self._sum_of_heads(z, out)
-        return out, pattern
+        # a pattern that nobody asked for would live on, layer for layer, beside its recording
+        return out, pattern if want_pattern else None
 
     def _check_finite(self, value: Tensor, x: Tensor, hook: HookPoint) -> None:
         """Check queries or keys: fused attention reads scores that are all NaN as "sees nothing".

@@ -27,6 +27,7 @@ LAYERS = [
         "staging",
         "linear",
         "progress",
+        "footprint",
     }
     | {"attention_mask", "memory", "allocator", "demo", "logit_math", "prompt_words", "labels"}
     | {"window_log"},
@@ -41,6 +42,7 @@ LAYERS = [
     {"capture", "evaluate"},
     {"generation"},
     {"circuits"},
+    {"planning", "plan_inputs", "plan_text"},
     {""},  # the package's own front: `optlens/__init__.py` gathers the public names
     {"report"},
     {"widgets"},
@@ -50,7 +52,7 @@ LAYERS = [
         "demo.fluency",
         "demo.card",
     },  # scripts: they run the finished package
-    {"cli", "cli_generate", "cli_patch", "cli_tools", "__main__"},
+    {"cli", "cli_convert", "cli_generate", "cli_patch", "cli_plan", "cli_tools", "__main__"},
 ]
 
 # These import nothing of ours but their own parts: they can be lifted out of the package.

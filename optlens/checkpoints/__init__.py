@@ -1,11 +1,13 @@
-"""Checkpoints in Hugging Face format: finding, reading, checking, downloading and writing them.
+"""Checkpoints: finding, reading, checking, downloading, writing and converting them.
 
-`layout` knows the files and spellings, `read` gets tensors out of them, `matching` compares them
-with a model, `load` builds the model, `write` saves one, `hub` downloads.
+`layout` knows the files and spellings, `read` gets tensors out of them, `metaseq` out of Meta's
+original ones, `matching` compares them with a model, `load` builds the model, `write` saves one,
+`conversion` makes safetensors of any of them, `hub` downloads.
 """
 
+from optlens.checkpoints.conversion import Conversion, convert
 from optlens.checkpoints.errors import CheckpointError
 from optlens.checkpoints.load import load_model
 from optlens.checkpoints.write import save_model
 
-__all__ = ["CheckpointError", "load_model", "save_model"]
+__all__ = ["CheckpointError", "Conversion", "convert", "load_model", "save_model"]

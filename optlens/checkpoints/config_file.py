@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from optlens.checkpoints.errors import CheckpointError, listing
-from optlens.checkpoints.layout import CONFIG, READABLE, read_json
+from optlens.checkpoints.layout import (
+    CONFIG,
+    CONVERSION,
+    READABLE,
+    choose_weights,
+    metaseq_files,
+    read_json,
+)
+from optlens.checkpoints.metaseq_config import infer_config
 from optlens.config import ConfigError, OPTConfig
 
 
@@ -15,7 +23,8 @@ def read_config(folder: Path) -> OPTConfig:
     """Return the config of a checkpoint folder.
 
     Args:
-        folder: A local folder in Hugging Face format.
+        folder: A local folder in Hugging Face format, or with Meta's original files, from which
+            the config is inferred where they have none.
 
     Raises:
         CheckpointError: If there is no config.json, it is not an OPT's, the weights are
@@ -23,17 +32,30 @@ def read_config(folder: Path) -> OPTConfig:
     """
     path = folder / CONFIG
     if not os.path.lexists(path):
-        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        holds = f"it holds {listing(found)}" if found else "it is empty"
-        raise CheckpointError(
-            f"{folder} is not a checkpoint: there is no {CONFIG} ({holds}). {READABLE}."
-        )
+        return _config_of_metaseq(folder)
     values = read_json(path)
     _refuse_foreign(path, values)
     try:
         return OPTConfig.from_dict(values)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _config_of_metaseq(folder: Path) -> OPTConfig:
+    """Infer the config of a folder without config.json, if Meta's original files are in it."""
+    found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    original = metaseq_files(folder) if choose_weights(found) is None else ()
+    if original:
+        return infer_config(original)
+    if CONVERSION in found:
+        raise CheckpointError(
+            f"{folder} holds a conversion that did not finish. Run `optlens convert` again with "
+            "the same source and this folder; what is done is kept."
+        )
+    holds = f"it holds {listing(found)}" if found else "it is empty"
+    raise CheckpointError(
+        f"{folder} is not a checkpoint: there is no {CONFIG} ({holds}). {READABLE}."
+    )
 
 
 def _refuse_foreign(path: Path, values: dict[str, Any]) -> None:

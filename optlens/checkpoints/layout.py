@@ -7,13 +7,14 @@ published OPTs spell the same tensor in two ways:
     model.decoder.layers.0.fc1.weight    125m, 1.3b, 2.7b, 66b; also carry lm_head.weight
     decoder.layers.0.fc1.weight          350m, 6.7b, 13b, 30b; the lm_head is embed_tokens
 
-Here the second spelling is the canonical one. Metaseq's original files, with fused `qkv_proj`
-tensors, are another format and are refused by name.
+Here the second spelling is the canonical one. The files that Meta's training code wrote,
+`reshard-model_part-0.pt` and on, are a fifth layout, read by `metaseq`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ from typing import Any, Literal
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.files import type_of, why_unreadable
 
-Format = Literal["safetensors", "torch"]
+Format = Literal["safetensors", "torch", "metaseq"]
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+CONVERSION = "conversion.json"  # what `convert` has done, and the checksums of what it wrote
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH = "pytorch_model.bin"
@@ -48,10 +50,17 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# How the vocabulary and the merges are called beside Meta's original files.
+METASEQ_TOKENIZER = ("gpt2-vocab.json", "gpt2-merges.txt")
 READABLE = (
-    "optlens reads OPT checkpoints in Hugging Face format: config.json with "
-    f"{', '.join(list(WEIGHT_FILES)[:-1])} or {TORCH_INDEX}"
+    "optlens reads OPT checkpoints in Hugging Face format, config.json with "
+    f"{', '.join(list(WEIGHT_FILES)[:-1])} or {TORCH_INDEX}, and Meta's original "
+    "reshard-model_part-*.pt"
 )
+# One file for each rank of tensor parallelism, or one file of all.
+_METASEQ_PART = re.compile(r"(.+)-model_part-(\d+)\.pt")
+_METASEQ_WHOLE = ("reshard.pt", "restored.pt")
+_FSDP_SHARD = re.compile(r".+-shard\d+\.pt")
 # Version number of fairseq's decoder, kept in some published files; no weight.
 _NOT_WEIGHTS = frozenset({"decoder.version"})
 
@@ -62,8 +71,8 @@ class Layout:
 
     Attributes:
         folder: The checkpoint folder.
-        format: "safetensors" or "torch" (pickled `.bin`).
-        files: The weight files, in the order of the index.
+        format: "safetensors", "torch" (pickled `.bin`) or "metaseq" (Meta's original files).
+        files: The weight files, in the order of the index, or of the parts.
         weight_map: For shards, the stored tensor name -> file name of the index; else None.
     """
 
@@ -117,7 +126,10 @@ def find_layout(folder: Path) -> Layout:
     names = {entry.name for entry in folder.iterdir()}
     chosen = choose_weights(names)
     if chosen is None:
-        raise CheckpointError(_no_weights(folder, names))
+        parts = metaseq_files(folder)
+        if not parts:
+            raise CheckpointError(_no_weights(folder, names))
+        return Layout(folder, "metaseq", parts)
     kind = WEIGHT_FILES[chosen]
     if chosen in (SAFETENSORS, TORCH):
         return Layout(folder, kind, (folder / chosen,))
@@ -131,6 +143,40 @@ def find_layout(folder: Path) -> Layout:
             "missing files again; a finished download resumes where it stopped."
         )
     return Layout(folder, kind, tuple(folder / shard for shard in shards), weight_map)
+
+
+def metaseq_files(folder: Path) -> tuple[Path, ...]:
+    """Return Meta's original files of a folder, the parts in order; none where there are none.
+
+    Raises:
+        CheckpointError: If a part before the last is missing, or there are parts of two models.
+    """
+    names = sorted(entry.name for entry in folder.iterdir())
+    parts = {name: found for name in names if (found := _METASEQ_PART.fullmatch(name))}
+    if not parts:
+        whole = next((name for name in _METASEQ_WHOLE if name in names), None)
+        return () if whole is None else (folder / whole,)
+    stems = sorted({found[1] for found in parts.values()})
+    if len(stems) > 1:
+        raise CheckpointError(
+            f"{folder} holds parts of {len(stems)} checkpoints ({listing(stems)}); optlens cannot "
+            "know which is meant. Move the others to folders of their own."
+        )
+    by_number = {int(found[2]): name for name, found in parts.items()}
+    missing = [n for n in range(max(by_number)) if n not in by_number]
+    if missing:
+        raise CheckpointError(missing_parts(folder, stems[0], missing, max(by_number) + 1))
+    return tuple(folder / by_number[number] for number in sorted(by_number))
+
+
+def missing_parts(folder: Path, stem: str, missing: list[int], total: int | str) -> str:
+    """Say which parts of a tensor-parallel set are not there."""
+    gone = listing([f"{stem}-model_part-{number}.pt" for number in missing], limit=16)
+    return (
+        f"{folder} is incomplete: every tensor is split over {total} parts, of which "
+        f"{len(missing)} are missing ({gone}).{_unfinished(folder)} Download the missing parts "
+        "into the same folder."
+    )
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
@@ -158,10 +204,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`.
 
     Raises:
-        CheckpointError: If the file cannot be read, or holds no JSON object.
+        CheckpointError: If the file cannot be read, holds no JSON object, or gives a key twice
+            with different values, as an index does in which two shards claim one tensor.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if values.setdefault(key, value) != value:
+                raise CheckpointError(
+                    f"{path} gives {key!r} twice, as {values[key]!r} and as {value!r}; optlens "
+                    "cannot know which is right. Remove one of them, or download the file again."
+                )
+        return values
+
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {why_unreadable(path, error)}.") from error
     except ValueError as error:
@@ -195,6 +253,13 @@ def _no_weights(folder: Path, names: set[str]) -> str:
         return (
             f"{folder} holds weight files ({listing(shards)}) without their index "
             f"({SAFETENSORS_INDEX} or {TORCH_INDEX}). Download the index as well."
+        )
+    flat = sorted(name for name in names if _FSDP_SHARD.fullmatch(name))
+    if flat:
+        return (
+            f"{folder} holds flattened shards of metaseq's training ({listing(flat)}). Merge them "
+            "with metaseq's own scripts/reshard_fsdp.py (--unflatten-weights True) to "
+            "reshard-model_part-*.pt files, which optlens reads."
         )
     if "adapter_config.json" in names:
         return (

@@ -24,7 +24,7 @@ from optlens.checkpoints.config_file import read_config
 from optlens.checkpoints.empty import empty_model
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.hub import locate
-from optlens.checkpoints.layout import find_layout
+from optlens.checkpoints.layout import METASEQ_TOKENIZER, find_layout
 from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_of
 from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype
 from optlens.checkpoints.read import Weights
@@ -50,7 +50,7 @@ def load_model(
     progress: bool = True,
     config_fields: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Load a checkpoint in Hugging Face format.
+    """Load a checkpoint in Hugging Face format, or Meta's original files.
 
     On the CPU, weights that are stored in the wanted dtype stay mapped from their files: loading
     costs no copy, and several processes share them. Such a file may be replaced or deleted while
@@ -87,7 +87,7 @@ def load_model(
         setattr(config, field, value)
     with _no_garbage_collection():
         weights = Weights(find_layout(folder))
-        model, places, stored = _build(cls, config, weights)
+        model, places, stored = build_and_match(cls, config, weights)
         target_dtype = choose_dtype(
             target_dtype,
             target_device,
@@ -124,10 +124,23 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _build(
+def build_and_match(
     cls: type[Model], config: OPTConfig, weights: Weights
 ) -> tuple[Model, Places, dict[str, str]]:
-    """Make the model without memory, and match its parameters with the stored tensors."""
+    """Make the model without memory, and match its parameters with the stored tensors.
+
+    Args:
+        cls: `OPTForCausalLM`, `OPTModel`, or a model with a task head.
+        config: The checkpoint's config; corrected where its unembedding is not tied after all.
+        weights: The checkpoint's tensors.
+
+    Returns:
+        The model, its parameters' places, and which stored tensor fills which parameter; a task
+        head that the checkpoint lacks is filled by none.
+
+    Raises:
+        CheckpointError: If config and tensors do not fit together.
+    """
     model = empty_model(cls, config)
     places = places_of(model)
     tied_here = len(places[EMBEDDING]) > 1
@@ -175,18 +188,20 @@ def _fill(
     parameter_of = {name: parameter for parameter, name in stored.items()}
     read_since_release = 0
     # The delay keeps the bar away from loads that are over before anyone could read it.
-    with progress_bar(len(stored), progress, desc="Loading weights", delay=1) as bar:
+    total = sum(weights.n_bytes(name) for name in parameter_of)
+    look = {"desc": "Loading weights", "unit": "B", "unit_scale": True, "delay": 1}
+    with progress_bar(total, progress, **look) as bar:
         for name in weights.by_file(list(parameter_of)):
             tensor = weights.tensor(name)
             placed = tensor.to(device).to(dtype).contiguous()
-            if placed is not tensor:
+            if placed is not tensor or weights.merges:
                 read_since_release += tensor.nbytes
             _put(places[parameter_of[name]], placed)
             del tensor, placed
             if read_since_release > _RELEASE_BYTES:
                 weights.release()
                 read_since_release = 0
-            bar.update()
+            bar.update(weights.n_bytes(name))
 
 
 def _put(at: list[tuple[nn.Module, str]], tensor: Tensor) -> None:
@@ -210,10 +225,16 @@ def _draw_head(places: Places, config: OPTConfig, device: torch.device, dtype: t
 
 def _read_tokenizer(folder: Path, config: OPTConfig) -> OPTTokenizer | None:
     """Return the folder's tokenizer, None when it has no files of one."""
+    original = [folder / name for name in METASEQ_TOKENIZER]
     # A dangling link means to be one, too; the tokenizer says what is wrong with it.
-    if not any(os.path.lexists(folder / name) for name in _TOKENIZERS):
+    is_usual = any(os.path.lexists(folder / name) for name in _TOKENIZERS)
+    if not is_usual and not all(path.exists() for path in original):
         return None
     try:
+        if not is_usual:
+            tokenizer = OPTTokenizer.from_files(*original)
+            tokenizer.check_rows(config.vocab_size)
+            return tokenizer
         return OPTTokenizer.from_folder(folder, n_rows=config.vocab_size)
     except (ValueError, FileNotFoundError) as error:
         raise CheckpointError(

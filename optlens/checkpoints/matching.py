@@ -19,7 +19,8 @@ Places = dict[str, list[tuple[nn.Module, str]]]
 
 # Part of an unexpected tensor's name -> what it is a sign of.
 _SIGNS = {
-    "qkv_proj": "This is Meta's original metaseq format; convert it to Hugging Face format first.",
+    "qkv_proj": "This is Meta's original metaseq format in a file of another; name it reshard.pt.",
+    "flat_param": "These are flattened shards; merge them with metaseq's scripts/reshard_fsdp.py.",
     "qweight": "These weights are quantised; load the model that they were made from.",
     "lora_": "This is a model with a PEFT adapter; merge the adapter and save the result.",
     "base_layer": "This is a model with a PEFT adapter; merge the adapter and save the result.",

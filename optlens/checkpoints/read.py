@@ -9,6 +9,7 @@ the file's contents: replacing the file is safe, cutting it short in place is no
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -216,7 +217,7 @@ class Weights:
         self._where: dict[str, tuple[Path, str]] = {}
         self._verified: set[Path] = set()
         self._open: tuple[Path, TensorFile] | None = None
-        for path in layout.files:
+        for path in layout.files[:1] if layout.format == "metaseq" else layout.files:
             self._read_names(path)
         self._check_index()
 
@@ -253,12 +254,22 @@ class Weights:
     def _file(self, path: Path) -> TensorFile:
         if self._open is None or self._open[0] != path:
             self._open = None  # close the other file before opening this one
+            verify = path not in self._verified
             if self.layout.format == "safetensors":
                 self._open = (path, SafetensorsFile(path))
+            elif self.layout.format == "metaseq":
+                from optlens.checkpoints.metaseq import MetaseqFile  # which builds on this module
+
+                self._open = (path, MetaseqFile(self.layout.files, verify))
             else:
-                self._open = (path, TorchFile(path, verify=path not in self._verified))
-                self._verified.add(path)
+                self._open = (path, TorchFile(path, verify))
+            self._verified.add(path)
         return self._open[1]
+
+    @property
+    def merges(self) -> bool:
+        """Whether tensors are put together from several files, and so are never mapped."""
+        return self.layout.format == "metaseq" and len(self.layout.files) > 1
 
     def where(self, name: str) -> str:
         """Return file and stored name of a tensor, for a message."""
@@ -273,6 +284,11 @@ class Weights:
         """Return a tensor by its canonical name, on the CPU, in its stored dtype."""
         path, stored = self._where[name]
         return self._file(path).tensor(stored)
+
+    def n_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in its file."""
+        shape, dtype = self.specs[name]
+        return math.prod(shape) * (0 if dtype is None else dtype.itemsize)
 
     def by_file(self, names: list[str]) -> list[str]:
         """Return `names` sorted so that every file is opened once."""

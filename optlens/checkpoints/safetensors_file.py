@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,10 +29,19 @@ _ALIGNMENT = 64
 _METADATA = {"format": "pt"}
 
 
+class Digest(Protocol):
+    """A hash that is being computed, as `hashlib.sha256()` returns it."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take in more bytes."""
+        ...
+
+
 def write_safetensors(
     path: Path,
     specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     tensor: Callable[[str], Tensor],
+    digest: Digest | None = None,
 ) -> None:
     """Write a safetensors file and wait until it is on the disk.
 
@@ -39,6 +49,7 @@ def write_safetensors(
         path: The file to make.
         specs: Tensor name -> shape and dtype, in the order in which they are to stand.
         tensor: Returns the tensor of a name; asked once for each, in turn.
+        digest: A hash of `hashlib`, to be fed with what the file should hold.
 
     Raises:
         OSError: If the file cannot be written; what there is of it is left to the caller.
@@ -59,9 +70,15 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+
+        def put(data: bytes | memoryview) -> None:
+            if digest is not None:
+                digest.update(data)
+            file.write(data)
+
+        put(len(text).to_bytes(8, "little") + text)
         for name in names:
-            file.write(_bytes_of(name, tensor(name), *specs[name]))
+            put(_bytes_of(name, tensor(name), *specs[name]))
         file.flush()
         os.fsync(file.fileno())
 

@@ -9,11 +9,8 @@ changes before all of it is on the disk.
 from __future__ import annotations
 
 import copy
-import errno
-import json
 import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,22 +29,19 @@ from optlens.checkpoints.layout import (
 )
 from optlens.checkpoints.matching import HEAD
 from optlens.checkpoints.safetensors_file import DTYPES, write_safetensors
+from optlens.checkpoints.shards import (
+    SHARD,
+    advice_on,
+    as_json,
+    check_room,
+    index_of,
+    parse_size,
+    split,
+)
 from optlens.config import OPTConfig
 from optlens.staging import commit, staging_folder
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _OTHER_WEIGHTS = re.compile(r"pytorch_model.*\.bin|tf_model.*\.h5|flax_model.*\.msgpack")
-_ADVICE = {
-    errno.ENOSPC: "The disk is full; free {size} there, or save to another disk.",
-    errno.EDQUOT: "Your quota is used up; free {size} there, or save to another disk.",
-    errno.EROFS: "That file system is read-only; save to another folder.",
-    errno.EACCES: "You may not write there; save to another folder.",
-    errno.EPERM: "You may not write there; save to another folder.",
-    errno.ENOTDIR: "A part of that path is a file; save to another folder.",
-    errno.EEXIST: "That is a file; name a folder.",
-    errno.EISDIR: "Rename that folder, or save to another one.",
-}
 
 
 def save_model(
@@ -72,24 +66,23 @@ def save_model(
         >>> model.save_pretrained("my-opt")  # doctest: +SKIP
     """
     target = _target(folder)
-    limit = _parse_size(max_shard_size)
+    limit = parse_size(max_shard_size, "max_shard_size")
     tensors, config = _contents(model)
-    shards = _split(tensors, limit)
-    config_text = _config_text(model, config, next(iter(tensors.values())).dtype)
+    dtype = next(iter(tensors.values())).dtype
+    about = config_text(config, dtype, _optlens_class(model).__name__)
     size = sum(tensor.nbytes for tensor in tensors.values())
     try:
         with staging_folder(target) as staging:
-            _check_room(target, size)
-            _write(model, config, shards, staging)
-            (staging / CONFIG).write_text(config_text, encoding="utf-8")
+            check_room(target, size)
+            _write(model, config, tensors, limit, staging)
+            (staging / CONFIG).write_text(about, encoding="utf-8")
             if (target / GENERATION_CONFIG).exists():  # the user's own, which this knows less than
                 (staging / GENERATION_CONFIG).unlink(missing_ok=True)
             _commit(staging, target)
     except OSError as error:
-        advice = _ADVICE.get(error.errno, "").format(size=f"{size / 1e9:.2f} GB")
         raise CheckpointError(
             f"The model could not be saved to {target}: {error.strerror or error}. "
-            f"{advice}{' ' if advice else ''}Nothing was changed: what was there is as it was."
+            f"{advice_on(error, size)}Nothing was changed: what was there is as it was."
         ) from error
     others = sorted(e.name for e in target.iterdir() if _OTHER_WEIGHTS.fullmatch(e.name))
     if others:
@@ -152,45 +145,51 @@ def _optlens_class(model: nn.Module) -> type[nn.Module]:
 
 
 def _write(
-    model: nn.Module, config: OPTConfig, shards: list[dict[str, Tensor]], staging: Path
+    model: nn.Module, config: OPTConfig, tensors: dict[str, Tensor], limit: int, staging: Path
 ) -> None:
     """Write all files of the checkpoint but its config into the staging folder."""
-    names = [SAFETENSORS]
-    if len(shards) > 1:
-        count = len(shards)
-        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(staging / SAFETENSORS_INDEX, index)
-    for name, shard in zip(names, shards, strict=True):
-        specs = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in shard.items()}
-        write_safetensors(staging / name, specs, shard.__getitem__)
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    files = split(sizes, limit)
+    if len(files) > 1:
+        _write_json(staging / SAFETENSORS_INDEX, index_of(files, sizes))
+    for file, names in files.items():
+        specs = {name: (tuple(tensors[name].shape), tensors[name].dtype) for name in names}
+        write_safetensors(staging / file, specs, tensors.__getitem__)
     if hasattr(model, "lm_head"):
-        _write_json(staging / GENERATION_CONFIG, _generation_config(config))
+        _write_json(staging / GENERATION_CONFIG, generation_config(config))
     if model.tokenizer is not None:
         model.tokenizer.save(staging)
 
 
-def _config_text(model: nn.Module, config: OPTConfig, dtype: torch.dtype) -> str:
-    """Return the contents of config.json, with the facts that changed since it was read."""
+def config_text(config: OPTConfig, dtype: torch.dtype, architecture: str) -> str:
+    """Return the contents of a config.json.
+
+    Args:
+        config: The model's config.
+        dtype: Of the weights beside it.
+        architecture: Name of the class that the weights are for.
+
+    Raises:
+        CheckpointError: If a value cannot be written as JSON.
+    """
     values = config.to_dict()
     # Both spellings are in use; what the weights were before must not be read back as what they are.
     values.pop("dtype", None)
     values["torch_dtype"] = str(dtype).removeprefix("torch.")
-    values["architectures"] = [_optlens_class(model).__name__]
+    values["architectures"] = [architecture]
     for key, value in values.items():
         try:
-            _json({key: value})
+            as_json({key: value})
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The config's {key!r} cannot be written to {CONFIG}: {error}. Set it to what JSON "
                 "holds (text, numbers, lists, tables), or remove it from model.config.extra."
             ) from error
-    return _json(values)
+    return as_json(values)
 
 
-def _generation_config(config: OPTConfig) -> dict[str, Any]:
+def generation_config(config: OPTConfig) -> dict[str, Any]:
+    """Return what `generation_config.json` holds for a model of this config."""
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {"_from_model_config": True, **{name: getattr(config, name) for name in ids}}
 
@@ -209,48 +208,11 @@ def _commit(staging: Path, target: Path) -> None:
         entry.name
         for entry in target.iterdir()
         if entry.name not in staged
-        and (entry.name in earlier or _SHARD.fullmatch(entry.name))
+        and (entry.name in earlier or SHARD.fullmatch(entry.name))
         and not entry.is_dir()
     )
     commit(staging, target, [*weights, *rest, *last], stale)
 
 
-def _split(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Distribute tensors, in order, over files of at most `limit` bytes."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < needed:  # some network file systems report 0 for both
-        raise OSError(
-            errno.ENOSPC, f"{needed / 1e9:.2f} GB are needed, {usage.free / 1e9:.2f} GB are free"
-        )
-
-
-def _parse_size(size: int | str) -> int:
-    """Return a number of bytes; "5GB" are 5 * 10**9."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?B)", str(size).upper())
-    is_number = isinstance(size, int) and not isinstance(size, bool)
-    n_bytes = size if is_number else found and float(found[1]) * _UNITS[found[2]]
-    if not n_bytes or n_bytes < 1:
-        raise ValueError(f'max_shard_size={size!r} is no size; give bytes, or a text like "500MB".')
-    return int(n_bytes)
-
-
-def _json(values: dict[str, Any]) -> str:
-    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    text.encode("utf-8")  # half characters show here, not when the file is half written
-    return text
-
-
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(_json(values), encoding="utf-8")
+    path.write_text(as_json(values), encoding="utf-8")

@@ -85,10 +85,19 @@ def run_base(model, tokens: Tensor, mask: Tensor | None, site_names: set[str]) -
         mask: The padding mask, or None.
         site_names: Short names of the sites that will be patched.
     """
+    values, final = site_values(model, tokens, mask, values_kept(site_names))
+    real = real_tokens(tokens, mask)
+    return BaseRun(tokens, real, mask is not None, values, final)
+
+
+def values_kept(site_names: set[str]) -> set[str]:
+    """Return the short names of what is kept of the run that is patched.
+
+    Args:
+        site_names: Short names of the sites that will be patched.
+    """
     names = {"resid_pre", "q", "k", "v", *site_names}
     names |= {SITES[name].stream for name in site_names} - {None}
     if "embed" in site_names:
         names.add("pos_embed")
-    values, final = site_values(model, tokens, mask, names)
-    real = real_tokens(tokens, mask)
-    return BaseRun(tokens, real, mask is not None, values, final)
+    return names

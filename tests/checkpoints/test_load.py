@@ -1,4 +1,5 @@
 import gc
+import io
 import json
 import subprocess
 import sys
@@ -6,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_folders import IDS, ROOT, make, maker, our_logits, their_logits
+from checkpoint_folders import (
+    IDS,
+    ROOT,
+    make,
+    maker,
+    needs_proc,
+    our_logits,
+    peak_over_weights,
+    their_logits,
+)
 from conftest import TOL, VARIANTS, tiny_config
 from safetensors.torch import load_file, save_file
 from tiny_tokenizer import TRUE_FILES, needs_true_files
@@ -189,27 +199,7 @@ def mapped_ranges(folder: Path) -> list[tuple[int, int]]:
     return [(int(start, 16), int(end, 16)) for start, end in spans]
 
 
-MEASURE_PEAK = """
-import sys
-from pathlib import Path
-from optlens.checkpoints import load_model
-from optlens.model import OPTForCausalLM
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-load_model(OPTForCausalLM, sys.argv[1], device="cpu")  # imports what loading imports
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS")
-model = load_model(OPTForCausalLM, sys.argv[2], device="cpu", dtype=sys.argv[3])
-largest = max(parameter.nbytes for parameter in model.parameters())
-weights = sum(parameter.nbytes for parameter in model.parameters())
-print((resident("VmHWM") - before - largest) / weights)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory by /proc")
+@needs_proc
 @pytest.mark.parametrize("layout", ["safetensors", "bin", "sharded"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_peak_memory_is_the_weights_and_one_tensor(tmp_path: Path, layout: str, dtype: str):
@@ -221,9 +211,7 @@ def test_peak_memory_is_the_weights_and_one_tensor(tmp_path: Path, layout: str, 
         tmp_path / "big", config, layout=layout, dtype=torch.float16, max_shard_bytes=3 * 10**7
     )
     small = make(tmp_path / "small", layout=layout, dtype=torch.float16)
-    command = [sys.executable, "-c", MEASURE_PEAK, str(small), str(big), dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert float(done.stdout) <= 1.05
+    assert peak_over_weights(small, big, dtype) <= 1.05
 
 
 def test_loading_does_not_import_the_compiler(tmp_path: Path):
@@ -285,3 +273,19 @@ def test_loading_to_the_gpu_keeps_the_stored_dtype(tmp_path: Path):
     theirs = their_logits(folder).double()
     ours = load_model(OPTForCausalLM, folder, dtype="float32")(IDS.cuda()).logits.cpu().double()
     assert relative_error(ours, theirs) < TOL[torch.float32]["rtol"]
+
+
+def test_bar_counts_the_bytes_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import tqdm
+
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options | {"delay": 0, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    model = load_model(OPTForCausalLM, make(tmp_path, dtype=torch.float16), dtype="float32")
+    stored = sum(parameter.numel() * 2 for parameter in model.parameters())
+    assert (bars[0].n, bars[0].total, bars[0].unit) == (stored, stored, "B")

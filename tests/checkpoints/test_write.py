@@ -2,18 +2,17 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_folders import IDS, contents, make, our_logits, their_logits
+from checkpoint_folders import IDS, contents, file_system, make, our_logits, their_logits
 from conftest import TOL, VARIANTS, random_model, tiny_config
 from safetensors import safe_open
 from tiny_tokenizer import TRUE_FILES, needs_true_files, tiny_backend
 
-from optlens.checkpoints import CheckpointError, load_model, save_model, write
+from optlens.checkpoints import CheckpointError, load_model, save_model, shards, write
 from optlens.model import OPTForCausalLM, OPTModel
 from optlens.tokenizer import OPTTokenizer
 
@@ -132,14 +131,6 @@ def test_tokenizer_is_saved_with_the_model(tmp_path: Path):
     save_model(model, tmp_path)
     again = load_model(OPTForCausalLM, tmp_path)
     assert again.to_tokens("I like you.").tolist() == [[2, 100, 101, 47, 4]]
-
-
-@pytest.mark.parametrize(
-    ("size", "n_bytes"),
-    [(7, 7), ("500MB", 500_000_000), ("1.5 kb", 1500), ("2gb", 2_000_000_000), ("9B", 9)],
-)
-def test_sizes(size: int | str, n_bytes: int):
-    assert write._parse_size(size) == n_bytes
 
 
 @pytest.mark.parametrize("size", ["", "5", "GB", "-1GB", "five GB", 0, -3, "0B", True])
@@ -305,7 +296,7 @@ def test_interrupt_leaves_the_earlier_checkpoint(saved: Path, monkeypatch):
 def test_disk_that_is_too_small_is_noticed_before_writing(saved: Path, monkeypatch):
     before = contents(saved)
     usage = type("Usage", (), {"total": 10**9, "free": 1000})
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda folder: usage)
     monkeypatch.delattr(write, "write_safetensors")
     with pytest.raises(
         CheckpointError, match="0.00 GB are needed, 0.00 GB are free. The disk is full"
@@ -317,17 +308,14 @@ def test_disk_that_is_too_small_is_noticed_before_writing(saved: Path, monkeypat
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if os.name != "posix" or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    with file_system(tmp_path, "1m"):
+        yield tmp_path
 
 
 def test_a_disk_that_is_really_full(small_disk: Path, monkeypatch):
     """It is filled until 20 kB are left; a tiny checkpoint has 100 kB."""
     # the check beforehand would notice; a quota, or another program writing, it would not
-    monkeypatch.setattr(write, "_check_room", lambda folder, needed: None)
+    monkeypatch.setattr(write, "check_room", lambda folder, needed: None)
     first, second = (random_model(tiny_config(), seed=seed) for seed in (1, 2))
     save_model(first, small_disk / "a")
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 20_000))

@@ -1,0 +1,210 @@
+"""Where the parts of a model go, given how large they are and how much memory there is.
+
+The first of these that fits: one GPU, several GPUs, GPUs and the CPU, the CPU, and blocks that are
+read from the disk whenever a run reaches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# The rest of a notebook, and gaps in the memory, need room too.
+USABLE = 0.9
+BLOCK = "model.decoder.layers."
+_EMBEDDING, _HEAD = "model.decoder.embed_tokens", "lm_head"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a model and the runs on it need.
+
+    Attributes:
+        modules: Module name -> bytes, in the order of a forward pass.
+        cache: Bytes of the KV cache, which lies with the blocks.
+        working: Bytes that a run holds at its peak on each device that computes.
+        kept: Bytes that stay on the CPU, as recordings do.
+        tied: Whether the unembedding is the embedding, and so has its device.
+    """
+
+    modules: Mapping[str, int]
+    cache: int
+    working: int
+    kept: int
+    tied: bool
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks there are."""
+        return sum(name.startswith(BLOCK) for name in self.modules)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """A place for every part.
+
+    Attributes:
+        kind: "one device", "several devices" or "stream".
+        device_map: Module name -> device; {"": device} for all on one.
+        weights: Device -> bytes of weights there.
+        needed: Device -> bytes needed there in all.
+        short: Device -> bytes that are missing there; empty if it fits.
+    """
+
+    kind: str
+    device_map: dict[str, str]
+    weights: dict[str, int]
+    needed: dict[str, int]
+    short: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is memory for all of it."""
+        return not self.short
+
+
+def arrange(demand: Demand, memory: Mapping[str, int | None], may_stream: bool) -> Arrangement:
+    """Choose the arrangement of a model.
+
+    Args:
+        demand: What it needs.
+        memory: Device -> free bytes, GPUs before the CPU; None where that is not known, which
+            counts as enough.
+        may_stream: Whether blocks may stay on the disk.
+
+    Returns:
+        The first that fits, or the one that lacks least, with what it lacks in `short`.
+    """
+    gpus = [device for device in memory if device != "cpu"]
+    tried = [on_one(demand, device, memory) for device in gpus]
+    for count in range(2, len(gpus) + 1):
+        tried.append(balanced(demand, gpus[:count], memory))
+    if gpus and "cpu" in memory:
+        tried.append(filled(demand, list(memory), memory))
+    if "cpu" in memory:
+        tried.append(on_one(demand, "cpu", memory))
+    if may_stream:
+        tried += [streamed(demand, device, memory) for device in memory]
+    fitting = next((each for each in tried if each.fits), None)
+    return fitting or min(tried, key=lambda each: sum(each.short.values()))
+
+
+def on_one(demand: Demand, device: str, memory: Mapping[str, int | None]) -> Arrangement:
+    """Put everything on one device."""
+    return _total(demand, "one device", {"": device}, dict.fromkeys(demand.modules, device), memory)
+
+
+def balanced(demand: Demand, devices: list[str], memory: Mapping[str, int | None]) -> Arrangement:
+    """Divide the parts evenly, in order, among devices."""
+    share = sum(demand.modules.values()) / len(devices)
+    placed: dict[str, str] = {}
+    before = 0
+    for name, size in demand.modules.items():
+        # A part goes where its middle falls.
+        number = min(int((before + size / 2) / share), len(devices) - 1) if share else 0
+        placed[name] = devices[number]
+        before += size
+    return _over_several(demand, placed, memory)
+
+
+def filled(demand: Demand, devices: list[str], memory: Mapping[str, int | None]) -> Arrangement:
+    """Fill one device after the other; the last takes what is left."""
+    per_block = demand.cache // max(demand.n_blocks, 1)
+    placed: dict[str, str] = {}
+    left = list(devices)
+    used = demand.working
+    for name, size in demand.modules.items():
+        size += per_block if name.startswith(BLOCK) else 0
+        while len(left) > 1 and not _enough(used + size, memory[left[0]]):
+            left.pop(0)
+            used = demand.working
+        placed[name] = left[0]
+        used += size
+    return _over_several(demand, placed, memory)
+
+
+def streamed(demand: Demand, device: str, memory: Mapping[str, int | None]) -> Arrangement:
+    """Leave the blocks on the disk; two of them are in memory at a time."""
+    blocks = [size for name, size in demand.modules.items() if name.startswith(BLOCK)]
+    weights = {device: sum(demand.modules.values()) - sum(blocks) + sum(blocks[:2])}
+    needed = {device: weights[device] + demand.cache + demand.working}
+    needed["cpu"] = needed.get("cpu", 0) + demand.kept
+    return _judged("stream", {"": device, BLOCK.rstrip("."): "disk"}, weights, needed, memory)
+
+
+def as_given(
+    demand: Demand, device_map: Mapping[str, str | int], memory: Mapping[str, int | None]
+) -> Arrangement:
+    """Follow a map from module names to devices; the longest name that a module begins with counts.
+
+    Raises:
+        ValueError: If a module is on no device, or a device is not among those of `memory`.
+    """
+    placed = {}
+    for name in demand.modules:
+        inside = [key for key in device_map if not key or f"{name}.".startswith(f"{key}.")]
+        if not inside:
+            raise ValueError(
+                f'device_map says nothing of {name!r}; add it, or {{"": "cpu"}} for all the rest.'
+            )
+        device = device_map[max(inside, key=len)]
+        placed[name] = f"cuda:{device}" if isinstance(device, int) else str(device)
+        if placed[name] not in (*memory, "disk"):
+            raise ValueError(
+                f"device_map puts {name!r} on {placed[name]!r}; known devices are "
+                f"{', '.join(memory)} and disk."
+            )
+    return _over_several(demand, placed, memory)
+
+
+def _over_several(
+    demand: Demand, placed: dict[str, str], memory: Mapping[str, int | None]
+) -> Arrangement:
+    if demand.tied:
+        placed[_HEAD] = placed[_EMBEDDING]
+    if len(set(placed.values())) == 1:
+        return on_one(demand, placed[_EMBEDDING], memory)
+    return _total(demand, "several devices", placed, placed, memory)
+
+
+def _total(
+    demand: Demand,
+    kind: str,
+    device_map: dict[str, str],
+    placed: Mapping[str, str],
+    memory: Mapping[str, int | None],
+) -> Arrangement:
+    """Add up what each device holds."""
+    weights: dict[str, int] = {}
+    blocks: dict[str, int] = {}
+    for name, device in placed.items():
+        weights[device] = weights.get(device, 0) + demand.modules[name]
+        blocks[device] = blocks.get(device, 0) + name.startswith(BLOCK)
+    weights.pop("disk", None)
+    needed = {
+        device: size + demand.working + demand.cache * blocks[device] // max(demand.n_blocks, 1)
+        for device, size in weights.items()
+    }
+    if demand.kept:
+        needed["cpu"] = needed.get("cpu", 0) + demand.kept
+    return _judged(kind, device_map, weights, needed, memory)
+
+
+def _judged(
+    kind: str,
+    device_map: dict[str, str],
+    weights: dict[str, int],
+    needed: dict[str, int],
+    memory: Mapping[str, int | None],
+) -> Arrangement:
+    needed = {device: size for device, size in needed.items() if size}
+    short = {
+        device: size - int((memory.get(device) or 0) * USABLE)
+        for device, size in needed.items()
+        if device in memory and not _enough(size, memory[device])
+    }
+    return Arrangement(kind, device_map, weights, needed, short)
+
+
+def _enough(needed: int, free: int | None) -> bool:
+    return free is None or needed <= free * USABLE
