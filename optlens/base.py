@@ -26,6 +26,7 @@ from optlens.inputs import InputMethods, Prompt
 from optlens.loss import check_return_type
 from optlens.names import UnknownHookError, hook_names, shape_of
 from optlens.outputs import ModelOutput
+from optlens.quantized import is_int8
 from optlens.tokenizer import OPTTokenizer, TokenizerMethods
 from optlens.weights import WeightProperties
 
@@ -44,11 +45,14 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
         tokenizer: Turns text into token ids and back; None for a model made from a config alone.
         hook_dict: Hook name to `HookPoint`, in the order of the table in `optlens.names`.
         takes_return_type: Whether `forward` has a loss to give, and so takes `return_type`.
+        placement: Says, as text, where the weights are and how they are kept; None if they simply
+            are in the memory of one device.
     """
 
     tokenizer: OPTTokenizer | None = None
     takes_return_type = False
     generation_config = None  # PEFT looks for one before it calls `generate`
+    placement: Any = None
 
     def __init__(self, config: OPTConfig) -> None:
         """Copy the config; a subclass adds its layers and then calls `finish_init`."""
@@ -105,7 +109,7 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
     @property
     def is_loaded_in_8bit(self) -> bool:
         """Whether any matrix is held in 8 bits by bitsandbytes; PEFT asks before it wraps one."""
-        return any(type(p).__name__ == "Int8Params" for p in self.parameters())
+        return any(is_int8(parameter) for parameter in self.parameters())
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding, under the name by which PEFT and others ask for it."""

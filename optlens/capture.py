@@ -121,7 +121,7 @@ def _run(model: OPTForCausalLM, tokens: Tensor, mask: Tensor | None, recorder: R
     sums: dict[int, Tensor] = {}
 
     def probe(value: Tensor, hook: HookPoint) -> None:
-        sums[hook.layer()] = value.sum(dtype=torch.float32)
+        sums[hook.layer()] = value.sum(dtype=torch.float32).to(model.device)
 
     # on the CPU the model itself watches for values that are not finite
     watched = (

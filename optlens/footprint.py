@@ -13,6 +13,7 @@ from optlens.config import OPTConfig
 
 # Numbers that share one scale in 4-bit weights.
 NF4_BLOCK = 64
+NF4_CODES = 16
 QUANTIZED = ("int8", "nf4")
 # The logit lens works on so many bytes of one float32 table [positions, d_vocab] at a time.
 LENS_TABLES = 6
@@ -61,16 +62,20 @@ def _block_bytes(config: OPTConfig, itemsize: int, quantize: str | None) -> int:
     d_model, d_mlp = config.d_model, config.d_mlp
     matrices = [(d_model, d_model)] * 4 + [(d_mlp, d_model), (d_model, d_mlp)]
     biases = (5 * d_model + d_mlp) * itemsize * config.enable_bias
-    weights = sum(_matrix_bytes(*shape, itemsize, quantize) for shape in matrices)
+    weights = sum(matrix_bytes(*shape, itemsize, quantize) for shape in matrices)
     return weights + biases + 2 * _norm_bytes(config, itemsize)
 
 
-def _matrix_bytes(rows: int, columns: int, itemsize: int, quantize: str | None) -> int:
-    """Count a matrix: whole, or a byte a number and a float32 scale a row, or half and one a block."""
+def matrix_bytes(rows: int, columns: int, itemsize: int, quantize: str | None) -> int:
+    """Return the bytes of a matrix as it is, or as bitsandbytes keeps it in 8 or 4 bits.
+
+    In 8 bits it has a float32 scale for each row; in 4 bits one for each block of 64 numbers, and
+    the table of the 16 numbers that codes stand for.
+    """
     if quantize == "int8":
         return rows * columns + 4 * rows
     if quantize == "nf4":
-        return ceil(rows * columns / 2) + 4 * ceil(rows * columns / NF4_BLOCK)
+        return ceil(rows * columns / 2) + 4 * ceil(rows * columns / NF4_BLOCK) + 4 * NF4_CODES
     return rows * columns * itemsize
 
 

@@ -57,9 +57,14 @@ class LayerNorm(nn.LayerNorm):
         self.hook_scale = HookPoint(f"{name}.hook_scale")
         self.hook_normalized = HookPoint(f"{name}.hook_normalized")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis of `x`; half precision is computed in float32."""
-        if not (self.hook_scale.listening or self.hook_normalized.listening):
+    def forward(self, x: Tensor, shown: bool = True) -> Tensor:
+        """Normalise the last axis of `x`; half precision is computed in float32.
+
+        Args:
+            x: `[..., d_model]`.
+            shown: Whether the hooks fire, if somebody listens.
+        """
+        if not shown or not (self.hook_scale.listening or self.hook_normalized.listening):
             return super().forward(x)
         wide = x if x.dtype == torch.float64 else x.float()
         shape = self.normalized_shape
@@ -227,7 +232,7 @@ class OPTDecoderLayer(nn.Module):
                 per_head = resid_pre.unsqueeze(2).expand(-1, -1, self.self_attn.n_heads, -1)
                 per_head = hook(per_head)  # [batch, pos, head, d_model]
                 if hook.edited:  # ln1's own hooks stay with the shared stream
-                    own[i] = nn.LayerNorm.forward(norm, per_head) if self.pre_ln else per_head
+                    own[i] = norm(per_head, shown=False) if self.pre_ln else per_head
         shared = norm(resid_pre) if self.pre_ln else resid_pre  # [batch, pos, d_model]
         return [shared if x is None else x for x in own]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from optlens.checkpoints.config_file import read_config
 from optlens.checkpoints.errors import CheckpointError
-from optlens.checkpoints.placement import parse_device, parse_dtype
+from optlens.checkpoints.placement import device_name, free_memory, parse_device, parse_dtype
 from optlens.checkpoints.shards import parse_size
 from optlens.config import ConfigError, OPTConfig
 from optlens.memory import available_bytes
@@ -88,27 +88,16 @@ def memory_of(device: Any) -> dict[str, int | None]:
         if not device:
             raise ValueError('device={} names no memory; give for example {"cpu": "16GiB"}.')
         sizes = {
-            _canonical(name): parse_size(size, f"device[{name!r}]") for name, size in device.items()
+            device_name(name): parse_size(size, f"device[{name!r}]")
+            for name, size in device.items()
         }
         return dict(sorted(sizes.items(), key=lambda entry: entry[0] == "cpu"))
     if device is None or device == "auto":
-        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-        return {name: available_bytes(name) for name in (*gpus, "cpu")}
+        return free_memory()
     try:
         parsed = parse_device(device)
     except ValueError as error:
         raise ValueError(
             f'{error} For a machine that is elsewhere, state its memory: device={{"cuda:0": "24GiB"}}.'
         ) from error
-    return {_canonical(parsed): available_bytes(parsed)}
-
-
-def _canonical(name: Any) -> str:
-    """Spell a device with its number: "cuda" and 0 are "cuda:0"."""
-    if isinstance(name, int):
-        return f"cuda:{name}"
-    try:
-        parsed = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'{name!r} is no device; give for example "cuda:0" or "cpu".') from error
-    return f"cuda:{parsed.index or 0}" if parsed.type == "cuda" else str(parsed)
+    return {device_name(parsed): available_bytes(parsed)}

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optlens.capture import estimate_bytes
-from optlens.checkpoints.arrangement import Arrangement, Demand, arrange, as_given, streamed
+from optlens.checkpoints.arrangement import (
+    PROMPT_LENGTH,
+    Arrangement,
+    Demand,
+    arrange,
+    as_given,
+    settle_dtype,
+    streamed,
+)
 from optlens.checkpoints.placement import parse_dtype
 from optlens.config import OPTConfig
 from optlens.footprint import (
@@ -214,7 +222,7 @@ def plan(
     dtype: str | torch.dtype = "auto",
     quantize: str | None = None,
     batch: int = 1,
-    prompt_length: int = 512,
+    prompt_length: int = PROMPT_LENGTH,
     record: Any = None,
     sweep: Any = None,
     device_map: str | Mapping[str, str | int] | None = None,
@@ -297,7 +305,7 @@ def _arranged(
         raise ValueError(
             f'device_map={device_map!r}: give "auto", "balanced", "stream" or a table of modules.'
         )
-    return arrange(demand, memory, may_stream=device_map is None and runs.quantize is None)
+    return arrange(demand, memory, runs.quantize is None, device_map or "auto")
 
 
 def _choose_dtype(
@@ -307,15 +315,17 @@ def _choose_dtype(
     memory: dict[str, int | None],
     device_map: str | Mapping[str, str | int] | None,
 ) -> torch.dtype:
-    """Settle "auto": stored on a GPU; on the CPU float32 where it fits in memory, else stored."""
+    """Settle "auto", as `optlens.load` does."""
     parsed = parse_dtype(dtype)
     if parsed is not None:
         return parsed
-    if stored.loaded or list(memory) != ["cpu"]:
+    if stored.loaded:
         return stored.dtype
-    wide = _arranged(replace(runs, dtype=torch.float32), memory, device_map)
-    in_memory = wide.fits and (wide.kind != "stream" or device_map == "stream")
-    return torch.float32 if in_memory else stored.dtype
+    return settle_dtype(
+        stored.dtype,
+        list(memory) != ["cpu"],
+        lambda dtype: _arranged(replace(runs, dtype=dtype), memory, device_map),
+    )
 
 
 def _record_options(record: Any) -> dict[str, Any] | None:
@@ -368,9 +378,10 @@ def _advice(
         smaller = runs.record | {"dtype": torch.float16}
         changes.append(("recording in float16", {"record": smaller}))
         changes.append(("recording one layer", {"record": runs.record | {"layers": 0}}))
+    on_disk = isinstance(device_map, Mapping) and "disk" in device_map.values()
     for text, change in changes:
         kind = None if device_map == "stream" and "quantize" in change else device_map
-        if not isinstance(device_map, Mapping) or "quantize" not in change:
+        if not on_disk or "quantize" not in change:
             if _arranged(replace(runs, **change), memory, kind).fits:
                 yield text
     if device_map is not None and _arranged(runs, memory, None).fits:

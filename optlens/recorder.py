@@ -115,7 +115,7 @@ class Recorder:
     def keep(self, value: Tensor, hook: HookPoint) -> None:
         """Copy a hook's value to where it belongs; a recorder for `points`."""
         for slot in self._slots[hook.name]:
-            part, target = value, slot.target[:, slot.row]
+            part, target = value, slot.target.select(1, slot.row)
             for axis, name in enumerate(slot.axes):
                 if name == "head" and self._head_index is not None:
                     part = part.index_select(axis, self._head_index.to(value.device))

@@ -13,11 +13,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optlens.checks import InputError
 from optlens.files import read_tensors, write_tensors
 from optlens.names import get_act_name, is_full_name
+from optlens.quantized import is_quantized, quantized_sample
+from optlens.weight_sample import weight_sample
+from optlens.weights import values_of
 
 if TYPE_CHECKING:
     from optlens.lens import LogitLens
@@ -311,25 +314,38 @@ def fingerprint(model: OPTForCausalLM) -> str:
     config = model.config.to_dict()
     facts = {name: config[name] for name in ARCHITECTURE}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    weights = list(model.named_parameters())
-    digest.update("".join(f"{name}{tuple(weight.shape)}" for name, weight in weights).encode())
-    for _, weight in weights:
-        sample = _every_row_and_column(weight.detach()).to("cpu", torch.float32)
+    weights = _weights_of(model)
+    shapes = (f"{name}{_shape(module, attribute)}" for name, module, attribute in weights)
+    digest.update("".join(shapes).encode())
+    for _, module, attribute in weights:
+        sample = _sample(module, attribute).to("cpu", torch.float32)
         digest.update(sample.contiguous().numpy())
     return digest.hexdigest()
 
 
-def _every_row_and_column(weight: Tensor) -> Tensor:
-    """Return numbers that lie on diagonals and meet each row and column of a matrix; all of a vector."""
-    if weight.ndim == 1:
-        return weight
-    rows, columns = weight.shape
-    if columns % rows == 0:  # of each row as many neighbours as it takes: they come together
-        return weight.view(rows, rows, -1).diagonal().t()
-    if rows < columns:
-        return _every_row_and_column(weight.t())
-    if rows % columns == 0:
-        return weight.view(-1, columns, columns).diagonal(0, 1, 2)
-    whole = rows - rows % columns  # a stack of squares, whose diagonals are views
-    squares = weight[:whole].view(-1, columns, columns).diagonal(0, 1, 2)
-    return torch.cat([squares.flatten(), weight[whole:].diagonal()])
+def _weights_of(model: OPTForCausalLM) -> list[tuple[str, nn.Module, str]]:
+    """Return name, module and attribute of each parameter, a tied one once."""
+    found, seen = [], set()
+    for path, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.append((f"{path}.{attribute}".lstrip("."), module, attribute))
+    return found
+
+
+def _shape(module: nn.Module, attribute: str) -> tuple[int, ...]:
+    """Return the shape of a weight; of codes, which share bytes, that of the matrix."""
+    if attribute == "weight" and is_quantized(module):
+        return module.out_features, module.in_features
+    return tuple(getattr(module, attribute).shape)
+
+
+def _sample(module: nn.Module, attribute: str) -> Tensor:
+    """Return the sample of a weight; one that is on the disk has it at hand, without being read."""
+    weight = getattr(module, attribute)
+    if hasattr(weight, "sample"):
+        return weight.sample()
+    if attribute == "weight" and is_quantized(module):
+        return quantized_sample(module)
+    return weight_sample(values_of(module, attribute).detach())

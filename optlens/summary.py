@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from optlens.memory import describe_bytes
@@ -22,13 +23,14 @@ def describe(model: OPTBase) -> str:
     """
     config = model.config
     norm = "pre-LN" if config.do_layer_norm_before else "post-LN"
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    n_parameters = sum(_shape(parameter).numel() for parameter in model.parameters())
     lines = [
         f"{type(model).__name__}: {config.n_layers} layers, d_model {config.d_model}, "
         f"{config.n_heads} heads of {config.d_head}, {config.d_mlp} {config.act_fn} neurons, {norm}",
         f"{config.d_vocab} tokens, {config.n_ctx} positions, {n_parameters:,} "
         f"parameters, {model.dtype}, on {model.device}",
         f"tokenizer: {model.tokenizer or 'none (this checkpoint brought none)'}",
+        *([] if model.placement is None else [f"weights: {model.placement}"]),
         "",
         *_parts(model),
         "",
@@ -55,7 +57,13 @@ def _parts(model: OPTBase) -> list[str]:
 
 
 def _row(name: str, parameter: nn.Parameter) -> tuple[str, str, str]:
-    return name, " x ".join(map(str, parameter.shape)), describe_bytes(parameter.nbytes)
+    return name, " x ".join(map(str, _shape(parameter))), describe_bytes(parameter.nbytes)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Return a parameter's shape; that of the matrix where two of its numbers share a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.shape if packed is None else torch.Size(packed.shape)
 
 
 def _hooks(model: OPTBase) -> list[str]:

@@ -13,42 +13,50 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from optlens.quantized import dequantized_weight, is_quantized
+
 
 def effective_weight(module: nn.Module) -> Tensor:
     """Return the matrix by which a linear module multiplies, `[out, in]`, or an embedding's table.
 
     For a plain layer that is its weight; for one wrapped by PEFT's LoRA it is the base weight plus
-    the active adapters' updates; for one that bitsandbytes holds in 8 bits, what those stand for,
-    in float32.
+    the active adapters' updates; for a quantised one, the numbers that its codes stand for; and for
+    one that is streamed from disk, a copy that is read there.
 
     Raises:
         TypeError: If the module is none of these.
     """
+    if is_quantized(module):
+        return dequantized_weight(module)
     if isinstance(module, nn.Linear | nn.Embedding) and not hasattr(module, "base_layer"):
         if module.weight.is_floating_point():
-            return module.weight
-        if type(module.weight).__name__ == "Int8Params":
-            return _from_8_bits(module)
+            return values_of(module, "weight")
     updates = [module.get_delta_weight(name) for name in _active_adapters(module)]
     return sum(updates, effective_weight(module.base_layer))
-
-
-def _from_8_bits(module: nn.Module) -> Tensor:
-    """Return the matrix that a `Linear8bitLt` stands for: each row holds 127ths of its largest."""
-    # a first forward pass moves the largest values from the weight to the layer's state
-    largest = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
-    return module.weight.data.float() * (largest.float() / 127).unsqueeze(1)
 
 
 def effective_bias(module: nn.Module) -> Tensor | None:
     """Return the bias `[out]` that a linear module adds, or None; adapters as above."""
     if not hasattr(module, "base_layer"):
-        return module.bias
+        return None if module.bias is None else values_of(module, "bias")
     bias = effective_bias(module.base_layer)
     for name in _active_adapters(module):
         if module.lora_bias[name]:
             bias = bias + module.lora_B[name].bias * module.scaling[name]
     return bias
+
+
+def values_of(module: nn.Module, name: str) -> Tensor:
+    """Return a parameter, or a copy of what a place holder stands for."""
+    parameter = getattr(module, name)
+    if hasattr(parameter, "read"):  # streamed from disk
+        return parameter.read()
+    if parameter.is_meta and hasattr(module, "_hf_hook"):  # offloaded by accelerate
+        from accelerate.utils import align_module_device
+
+        with align_module_device(module):
+            return getattr(module, name).detach().clone()
+    return parameter
 
 
 def _active_adapters(module: nn.Module) -> list[str]:
@@ -61,9 +69,8 @@ def _active_adapters(module: nn.Module) -> list[str]:
     if not is_lora or any(name in module.lora_variant for name in active):
         raise TypeError(
             f"Cannot read the weight of a {type(module).__module__}.{type(module).__name__}; "
-            "optlens knows nn.Linear, nn.Embedding, bitsandbytes' 8-bit layers, and plain LoRA layers "
-            "of PEFT around them. "
-            "For other adapters, call PEFT's merge_and_unload() first."
+            "optlens knows nn.Linear, nn.Embedding, bitsandbytes' 8- and 4-bit layers, and plain LoRA "
+            "layers of PEFT around them. For other adapters, call PEFT's merge_and_unload() first."
         )
     return active
 
@@ -73,7 +80,8 @@ class WeightProperties:
 
     def _stack(self, path: str, pattern: str) -> Tensor:
         heads = {"head": self.config.n_heads} if "head " in pattern else {}
-        matrices = [effective_weight(layer.get_submodule(path)) for layer in self.decoder.layers]
+        modules = [layer.get_submodule(path) for layer in self.decoder.layers]
+        matrices = [effective_weight(module).to(self.device) for module in modules]
         return torch.stack([rearrange(m, pattern, **heads) for m in matrices])
 
     def _stack_bias(self, path: str, pattern: str = "d -> d") -> Tensor:
@@ -85,7 +93,7 @@ class WeightProperties:
             if bias is None:
                 weight = effective_weight(module)
                 bias = weight.new_zeros(weight.shape[0])
-            biases.append(rearrange(bias, pattern, **heads))
+            biases.append(rearrange(bias.to(self.device), pattern, **heads))
         return torch.stack(biases)
 
     @property
@@ -97,7 +105,7 @@ class WeightProperties:
         table = effective_weight(self.decoder.embed_tokens)
         if self.decoder.project_in is None:
             return table
-        return table @ effective_weight(self.decoder.project_in).T
+        return table @ effective_weight(self.decoder.project_in).T.to(table.device)
 
     @property
     def W_pos(self) -> Tensor:
@@ -116,7 +124,7 @@ class WeightProperties:
         head = effective_weight(self.lm_head).T
         if self.decoder.project_out is None:
             return head
-        return effective_weight(self.decoder.project_out).T @ head
+        return effective_weight(self.decoder.project_out).T.to(head.device) @ head
 
     @property
     def b_U(self) -> Tensor:

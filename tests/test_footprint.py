@@ -3,6 +3,7 @@ import torch
 from conftest import VARIANTS, random_model, tiny_config
 from live_bytes import LiveBytes
 
+import optlens
 from optlens.config import SIZES, OPTConfig
 from optlens.footprint import (
     NF4_BLOCK,
@@ -72,9 +73,34 @@ def test_quantised_weights():
     block = "model.decoder.layers.7"
     assert whole[block] == 2 * numbers + rest
     assert int8[block] == numbers + 4 * (5 * d + mlp) + rest
-    assert nf4[block] == numbers // 2 + 4 * numbers // NF4_BLOCK + rest
+    assert nf4[block] == numbers // 2 + 4 * numbers // NF4_BLOCK + 6 * 64 + rest
     for name in set(whole) - {f"model.decoder.layers.{n}" for n in range(config.n_layers)}:
         assert whole[name] == int8[name] == nf4[name]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_quantised_weights_are_what_bitsandbytes_keeps(tmp_path, kind: str, dtype, variant: dict):
+    random_model(tiny_config(**variant)).save_pretrained(tmp_path)
+    model = optlens.load(tmp_path, device="cpu", dtype=dtype, quantize=kind)
+    kept = sum(parameter.nbytes for parameter in model.parameters())
+    for parameter in model.parameters():
+        if kind == "int8" and parameter.dtype == torch.int8:
+            kept += parameter.SCB.nbytes
+        elif getattr(parameter, "quant_state", None) is not None:
+            kept += parameter.quant_state.absmax.nbytes + parameter.quant_state.code.nbytes
+    assert sum(module_bytes(model.config, dtype.itemsize, kind).values()) == kept
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_a_streamed_model_holds_what_was_planned(tmp_path, layers: int):
+    random_model(tiny_config(num_hidden_layers=layers)).save_pretrained(tmp_path)
+    model = optlens.load(tmp_path, device="cpu", device_map="stream")
+    model(tokens_of(1, 9), return_type="logits")
+    kept = sum(p.nbytes for n, p in model.named_parameters() if ".layers." not in n)
+    kept += sum(p.nbytes for b in model.placement._buffers for p in b.parameters.values())
+    made = optlens.plan(tmp_path, device="cpu", device_map="stream", prompt_length=9)
+    assert made.arrangement.weights == {"cpu": kept}
 
 
 # ------------------------------------------------------------------ a forward pass

@@ -28,6 +28,8 @@ LAYERS = [
         "linear",
         "progress",
         "footprint",
+        "weight_sample",
+        "quantized",
     }
     | {"attention_mask", "memory", "allocator", "demo", "logit_math", "prompt_words", "labels"}
     | {"window_log"},
@@ -76,10 +78,11 @@ DELEGATES = {
 }
 
 # Peers are oracles of the tests and benchmarks; the package stands without them.
-PEERS = {"transformers", "transformer_lens", "nnsight", "circuitsvis", "accelerate", "peft"}
+PEERS = {"transformers", "transformer_lens", "nnsight", "circuitsvis", "peft"}
 
 # What `import optlens` must not pull in, so that it stays light.
 HEAVY = ["matplotlib", "ipywidgets", "anywidget", "IPython", "huggingface_hub", "transformers"]
+HEAVY += ["accelerate", "bitsandbytes"]
 
 
 @dataclass(frozen=True)

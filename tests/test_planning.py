@@ -169,7 +169,7 @@ def test_placement_follows_the_memory():
 
 def test_load_options_say_how_to_get_it():
     assert plan("opt-30b", device={"cpu": "16GiB"}).load_options() == {
-        "dtype": "float16",
+        "dtype": "float32",
         "device": "cpu",
         "device_map": "stream",
     }
@@ -195,7 +195,11 @@ def test_a_stated_placement_is_judged():
     memory = {"cpu": "20GiB"}
     assert plan("opt-13b", device=memory).placement == "stream on cpu"
     made = plan("opt-13b", device=memory, device_map="auto")
+    assert made.placement == "stream on cpu"
+    made = plan("opt-13b", device=memory, device_map={"": "cpu"})
     assert (made.placement, made.fits) == ("cpu", False)
+    made = plan("opt-1.3b", device=TWO_GPUS, device_map="balanced")
+    assert made.placement == "cuda:0, cuda:1"
     assert plan("opt-125m", device=memory, device_map="stream").placement == "stream on cpu"
     given = {"": "cuda:0", "model.decoder.layers.39": "cpu"}
     made = plan("opt-13b", device=TWO_GPUS, device_map=given)
@@ -207,14 +211,14 @@ def test_a_stated_placement_is_judged():
 
 def test_advice_helps():
     """Each proposed change makes it fit."""
-    memory = {"cpu": "9GiB"}
-    made = plan("opt-2.7b", device=memory, dtype="float32", device_map="auto")
+    memory, there = {"cpu": "9GiB"}, {"": "cpu"}
+    made = plan("opt-2.7b", device=memory, dtype="float32", device_map=there)
     assert not made.fits
     said = "\n".join(made.advice)
     assert 'dtype="bfloat16"' in said
-    assert plan("opt-2.7b", device=memory, dtype="bfloat16", device_map="auto").fits
+    assert plan("opt-2.7b", device=memory, dtype="bfloat16", device_map=there).fits
     assert 'quantize="int8"' in said
-    assert plan("opt-2.7b", device=memory, dtype="float32", quantize="int8", device_map="auto").fits
+    assert plan("opt-2.7b", device=memory, dtype="float32", quantize="int8", device_map=there).fits
     assert "device_map=None" in said
     assert plan("opt-2.7b", device=memory, dtype="float32").fits
     assert "GB on cpu are missing" in said

@@ -57,6 +57,10 @@ def shows_writing(names, printed, folder):
     assert " dog" in names["other"].texts[0] and names["result"].recording.attention.shape[0] > 1
 
 
+def shows_streaming(names, printed, folder):
+    assert "streamed from disk" in str(names["streamed"].placement)
+
+
 def shows_training(names, printed, folder):
     first, second = map(float, re.findall(r"^perplexity (\S+)", printed, re.MULTILINE))
     assert second < first / 2
@@ -69,6 +73,7 @@ SHOWS = {
     "Who wrote the answer": shows_who_wrote,
     "Neurons, and two runs side by side": shows_neurons,
     "Writing on": shows_writing,
+    "Models larger than the machine": shows_streaming,
     "Train it, and look again": shows_training,
 }
 

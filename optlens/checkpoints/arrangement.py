@@ -6,13 +6,21 @@ read from the disk whenever a run reaches them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-# The rest of a notebook, and gaps in the memory, need room too.
-USABLE = 0.9
+import torch
+
+from optlens.checkpoints.errors import listing
+from optlens.checkpoints.placement import USABLE, device_name
+
+# Tokens of the prompt that a model is placed for, if nobody says more.
+PROMPT_LENGTH = 512
 BLOCK = "model.decoder.layers."
-_EMBEDDING, _HEAD = "model.decoder.embed_tokens", "lm_head"
+# Parts whose outputs are added to each other, and which stay together.
+FRONT = ("model.decoder.embed_tokens", "model.decoder.embed_positions", "model.decoder.project_in")
+_EMBEDDING, _HEAD = FRONT[0], "lm_head"
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,9 @@ class Arrangement:
         return not self.short
 
 
-def arrange(demand: Demand, memory: Mapping[str, int | None], may_stream: bool) -> Arrangement:
+def arrange(
+    demand: Demand, memory: Mapping[str, int | None], may_stream: bool, rule: str = "auto"
+) -> Arrangement:
     """Choose the arrangement of a model.
 
     Args:
@@ -71,12 +81,14 @@ def arrange(demand: Demand, memory: Mapping[str, int | None], may_stream: bool) 
         memory: Device -> free bytes, GPUs before the CPU; None where that is not known, which
             counts as enough.
         may_stream: Whether blocks may stay on the disk.
+        rule: "auto" takes as few GPUs as will do, "balanced" first tries all of them.
 
     Returns:
         The first that fits, or the one that lacks least, with what it lacks in `short`.
     """
     gpus = [device for device in memory if device != "cpu"]
-    tried = [on_one(demand, device, memory) for device in gpus]
+    tried = [balanced(demand, gpus, memory)] if rule == "balanced" and gpus else []
+    tried += [on_one(demand, device, memory) for device in gpus]
     for count in range(2, len(gpus) + 1):
         tried.append(balanced(demand, gpus[:count], memory))
     if gpus and "cpu" in memory:
@@ -104,7 +116,7 @@ def balanced(demand: Demand, devices: list[str], memory: Mapping[str, int | None
         number = min(int((before + size / 2) / share), len(devices) - 1) if share else 0
         placed[name] = devices[number]
         before += size
-    return _over_several(demand, placed, memory)
+    return _over_several(demand, _front_together(placed), memory)
 
 
 def filled(demand: Demand, devices: list[str], memory: Mapping[str, int | None]) -> Arrangement:
@@ -120,7 +132,7 @@ def filled(demand: Demand, devices: list[str], memory: Mapping[str, int | None])
             used = demand.working
         placed[name] = left[0]
         used += size
-    return _over_several(demand, placed, memory)
+    return _over_several(demand, _front_together(placed), memory)
 
 
 def streamed(demand: Demand, device: str, memory: Mapping[str, int | None]) -> Arrangement:
@@ -133,28 +145,86 @@ def streamed(demand: Demand, device: str, memory: Mapping[str, int | None]) -> A
 
 
 def as_given(
-    demand: Demand, device_map: Mapping[str, str | int], memory: Mapping[str, int | None]
+    demand: Demand, device_map: Mapping[str, Any], memory: Mapping[str, int | None]
 ) -> Arrangement:
-    """Follow a map from module names to devices; the longest name that a module begins with counts.
+    """Follow a map from module names to devices, as `spell_out` reads it.
 
     Raises:
-        ValueError: If a module is on no device, or a device is not among those of `memory`.
+        ValueError: If a part is on no device, or a device is not among those of `memory`.
     """
-    placed = {}
-    for name in demand.modules:
-        inside = [key for key in device_map if not key or f"{name}.".startswith(f"{key}.")]
-        if not inside:
+    placed = spell_out(device_map, demand.modules)
+    for name, device in placed.items():
+        if device not in (*memory, "disk"):
             raise ValueError(
-                f'device_map says nothing of {name!r}; add it, or {{"": "cpu"}} for all the rest.'
-            )
-        device = device_map[max(inside, key=len)]
-        placed[name] = f"cuda:{device}" if isinstance(device, int) else str(device)
-        if placed[name] not in (*memory, "disk"):
-            raise ValueError(
-                f"device_map puts {name!r} on {placed[name]!r}; known devices are "
-                f"{', '.join(memory)} and disk."
+                f"device_map puts {name!r} on {device!r}; known devices are {', '.join(memory)} "
+                "and disk."
             )
     return _over_several(demand, placed, memory)
+
+
+def spell_out(device_map: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
+    """Return the device of every part, from a user's table of module name prefixes.
+
+    The longest prefix counts; names may be the model's ("model.decoder.layers.3") or the
+    checkpoint's ("decoder.layers.3"); a number is a GPU's.
+
+    Args:
+        device_map: Prefix -> device.
+        parts: Names of the parts that are placed whole.
+
+    Raises:
+        ValueError: If a name is no part of the model, or a part has no device.
+
+    Example:
+        >>> spell_out({"": "cpu", "decoder.layers": 0}, ["decoder.layers.0", "lm_head"])
+        {'decoder.layers.0': 'cuda:0', 'lm_head': 'cpu'}
+    """
+    short = {part: part.removeprefix("model.") for part in parts}
+    wanted = {}
+    for name, device in device_map.items():
+        prefix = "" if name == "model" else name.removeprefix("model.")
+        if prefix and not any(_is_in(part, prefix) for part in short.values()):
+            raise ValueError(
+                f"device_map places {name!r}, which is no part that is placed whole. Parts are "
+                f"{listing(list(short), limit=4)}; prefixes of these stand for all that they begin."
+            )
+        wanted[prefix] = "disk" if device == "disk" else device_name(device)
+    found = {}
+    for part, name in short.items():
+        fitting = [prefix for prefix in wanted if _is_in(name, prefix)]
+        if not fitting:
+            raise ValueError(
+                f'device_map says nothing of {part!r}; add it, or {{"": "cpu"}} for all the rest.'
+            )
+        found[part] = wanted[max(fitting, key=len)]
+    return found
+
+
+def _is_in(part: str, prefix: str) -> bool:
+    return not prefix or f"{part}.".startswith(f"{prefix}.")
+
+
+def settle_dtype(
+    stored: torch.dtype, on_gpu: bool, arranged: Callable[[torch.dtype], Arrangement]
+) -> torch.dtype:
+    """Choose a dtype: the stored one on a GPU; on the CPU float32 where that fits, else the stored.
+
+    Float32 that fits only by streaming gives way to the stored dtype in memory.
+
+    Args:
+        stored: The dtype in the files.
+        on_gpu: Whether any part is on a GPU.
+        arranged: Returns the arrangement of the model in a dtype.
+    """
+    if on_gpu:
+        return stored
+    wide = arranged(torch.float32)
+    streams_anyhow = wide.kind != "stream" or arranged(stored).kind == "stream"
+    return torch.float32 if wide.fits and streams_anyhow else stored
+
+
+def _front_together(placed: dict[str, str]) -> dict[str, str]:
+    return placed | {name: placed[_EMBEDDING] for name in FRONT if name in placed}
 
 
 def _over_several(

@@ -9,7 +9,6 @@ costs its own size. What the files lack, or have too much, is an error before an
 from __future__ import annotations
 
 import gc
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,13 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from optlens.checkpoints.config_file import read_config
+from optlens.checkpoints.device_map import (
+    DeviceMap,
+    check_device_map,
+    dispatch,
+    resolve,
+    units_of,
+)
 from optlens.checkpoints.empty import empty_model
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.hub import locate
 from optlens.checkpoints.layout import METASEQ_TOKENIZER, find_layout
 from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_of
-from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype
+from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype, weight_bytes
+from optlens.checkpoints.quantize import Quantization, check_quantize
 from optlens.checkpoints.read import Weights
+from optlens.checkpoints.streaming import stream
 from optlens.config import OPTConfig
 from optlens.progress import progress_bar
 from optlens.tokenizer import OPTTokenizer
@@ -48,6 +56,8 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     progress: bool = True,
+    device_map: DeviceMap = None,
+    quantize: str | None = None,
     config_fields: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a checkpoint in Hugging Face format, or Meta's original files.
@@ -63,9 +73,20 @@ def load_model(
             to the cache of `huggingface_hub`. A folder wins where both exist.
         device: Where the weights go; "auto" is the GPU if there is one, else the CPU.
         dtype: A floating dtype or its name; "auto" is the stored dtype on a GPU, and on the CPU
-            float32, or the stored dtype (with a warning) where float32 does not fit.
+            float32, or the stored dtype (with a warning) where float32 does not fit. LayerNorms and
+            softmaxes are computed in float32 at least. Products of float32 on a GPU are in full
+            float32, unless you ask PyTorch for TF32, as
+            `torch.set_float32_matmul_precision("high")` does: optlens leaves that as it is.
         revision: Branch, tag or commit on the Hub, such as "refs/pr/1".
         progress: Show progress bars for downloads, and for loading that takes long.
+        device_map: None keeps all weights on `device`. "stream" leaves the blocks on the disk and
+            reads each when a run reaches it, the next one while it computes: any size runs in the
+            memory of two blocks and the embeddings, without gradients (safetensors only). "auto"
+            and "balanced" divide the blocks among all GPUs and, where they are full, the CPU;
+            a dict says where module names go, such as `{"": 0, "decoder.layers.11": "cpu"}`, also
+            "disk". These need the package accelerate.
+        quantize: "int8" or "nf4" keep the blocks' matrices in 8 or 4 bits, by the package
+            bitsandbytes; embeddings, LayerNorms and biases stay in `dtype`.
         config_fields: Fields of the config to set to something else than what is stored.
 
     Returns:
@@ -81,6 +102,8 @@ def load_model(
         >>> model = load_model(OPTForCausalLM, "facebook/opt-125m")  # doctest: +SKIP
     """
     target_device, target_dtype = parse_device(device), parse_dtype(dtype)
+    check_device_map(device_map, device)
+    check_quantize(quantize, device_map)
     folder = locate(source, revision, progress)
     config = read_config(folder)
     for field, value in (config_fields or {}).items():
@@ -88,22 +111,38 @@ def load_model(
     with _no_garbage_collection():
         weights = Weights(find_layout(folder))
         model, places, stored = build_and_match(cls, config, weights)
-        target_dtype = choose_dtype(
-            target_dtype,
-            target_device,
-            stored=weights.specs[stored[EMBEDDING]].dtype,
-            n_parameters=sum(math.prod(weights.specs[name].shape) for name in stored.values()),
-            name=str(source),
-        )
-        _fill(places, stored, weights, target_device, target_dtype, progress)
-    new = {name: at for name, at in places.items() if name not in stored}
-    if new:
-        _draw_head(new, config, target_device, target_dtype)
-        warnings.warn(
-            f"{source} has no head for an {cls.__name__}, so a new one was drawn at random "
-            f"({listing(list(new))}). Train the model before you read its answers.",
-            stacklevel=3,
-        )
+        new = {name: places.pop(name) for name in list(places) if name not in stored}
+        if device_map not in (None, "stream"):
+            devices, target_device, target_dtype = resolve(
+                device_map, places, stored, weights, config, target_dtype, quantize
+            )
+            device_map = devices or "stream"
+            check_quantize(quantize, device_map)
+        quantization = None if quantize is None else Quantization(quantize, model)
+        if device_map == "stream":
+            stream(model, places, stored, weights, target_device, target_dtype, str(source))
+        elif device_map is not None:
+            device_of = {p: device_map[unit] for unit, ps in units_of(places).items() for p in ps}
+            _fill(places, stored, weights, device_of, target_dtype, progress, quantization)
+        else:
+            target_dtype = choose_dtype(
+                target_dtype,
+                target_device,
+                stored=weights.specs[stored[EMBEDDING]].dtype,
+                size=lambda dtype: weight_bytes(places, dtype, quantize),
+                name=str(source),
+                mapped=quantize is None and not weights.merges,
+            )
+            everywhere = dict.fromkeys(places, target_device)
+            _fill(places, stored, weights, everywhere, target_dtype, progress, quantization)
+            model.placement = quantization
+        if new:
+            _draw_head(new, model, source)
+        if isinstance(device_map, Mapping):
+            device_map |= {unit: device_map["decoder.embed_tokens"] for unit in units_of(new)}
+            model.placement = dispatch(
+                model, device_map, places, stored, weights, target_dtype, quantization
+            )
     model.tokenizer = _read_tokenizer(folder, config)
     return model.eval()
 
@@ -180,12 +219,13 @@ def _fill(
     places: Places,
     stored: dict[str, str],
     weights: Weights,
-    device: torch.device,
+    device_of: Mapping[str, torch.device | str],
     dtype: torch.dtype,
     progress: bool,
+    quantization: Quantization | None,
 ) -> None:
-    """Read every tensor and put it where it belongs."""
-    parameter_of = {name: parameter for parameter, name in stored.items()}
+    """Read every tensor that does not stay on the "disk", and put it where it belongs."""
+    parameter_of = {name: p for p, name in stored.items() if device_of[p] != "disk"}
     read_since_release = 0
     # The delay keeps the bar away from loads that are over before anyone could read it.
     total = sum(weights.n_bytes(name) for name in parameter_of)
@@ -193,10 +233,14 @@ def _fill(
     with progress_bar(total, progress, **look) as bar:
         for name in weights.by_file(list(parameter_of)):
             tensor = weights.tensor(name)
-            placed = tensor.to(device).to(dtype).contiguous()
+            parameter = parameter_of[name]
+            placed = tensor.to(device_of[parameter]).to(dtype).contiguous()
             if placed is not tensor or weights.merges:
                 read_since_release += tensor.nbytes
-            _put(places[parameter_of[name]], placed)
+            at = places[parameter]
+            _put(at, placed)
+            if quantization is not None:
+                quantization.after(at[0][0])
             del tensor, placed
             if read_since_release > _RELEASE_BYTES:
                 weights.release()
@@ -213,14 +257,19 @@ def _put(at: list[tuple[nn.Module, str]], tensor: Tensor) -> None:
         setattr(module, attribute, parameter)
 
 
-def _draw_head(places: Places, config: OPTConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a task head the random weights that a new model would have."""
+def _draw_head(places: Places, model: nn.Module, source: str | os.PathLike) -> None:
+    """Give a task head the random weights that a new model would have, and say so."""
     for name, at in places.items():
         module, attribute = at[0]
         drawn = torch.zeros(getattr(module, attribute).shape)  # on the CPU: one seed, one head
         if name.endswith("weight"):
-            drawn.normal_(std=config.init_std)
-        _put(at, drawn.to(device=device, dtype=dtype))
+            drawn.normal_(std=model.config.init_std)
+        _put(at, drawn.to(device=model.device, dtype=model.dtype))
+    warnings.warn(
+        f"{source} has no head for an {type(model).__name__}, so a new one was drawn at random "
+        f"({listing(list(places))}). Train the model before you read its answers.",
+        stacklevel=4,
+    )
 
 
 def _read_tokenizer(folder: Path, config: OPTConfig) -> OPTTokenizer | None:

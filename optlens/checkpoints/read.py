@@ -280,6 +280,10 @@ class Weights:
         """Return a tensor's name as its file spells it."""
         return self._where[name][1]
 
+    def location(self, name: str) -> tuple[Path, str]:
+        """Return the file that holds a tensor, and its name in there."""
+        return self._where[name]
+
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor by its canonical name, on the CPU, in its stored dtype."""
         path, stored = self._where[name]

@@ -67,6 +67,9 @@ def save_model(
     """
     target = _target(folder)
     limit = parse_size(max_shard_size, "max_shard_size")
+    reason = getattr(model.placement, "no_saving", None)
+    if reason is not None:
+        raise CheckpointError(reason)
     tensors, config = _contents(model)
     dtype = next(iter(tensors.values())).dtype
     about = config_text(config, dtype, _optlens_class(model).__name__)

@@ -48,7 +48,13 @@ def site_values(
 
     Returns:
         The values, as in `BaseRun`, and the residual stream after the last block.
+
+    Raises:
+        InputError: If the model is divided among devices.
     """
+    reason = getattr(model.placement, "no_sweeps", None)
+    if reason is not None:
+        raise checks.InputError(reason)
     n_layers = model.config.n_layers
     hooks = {
         name: [get_act_name(name, None if name in ONCE else layer) for layer in range(n_layers)]

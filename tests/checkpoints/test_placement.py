@@ -15,6 +15,10 @@ def set_free(monkeypatch: pytest.MonkeyPatch, n_bytes: int | None) -> None:
     monkeypatch.setattr(placement, "available_bytes", lambda device: n_bytes)
 
 
+def size_of(n_parameters: int):
+    return lambda dtype: n_parameters * dtype.itemsize
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 def test_auto_is_float32_on_the_cpu(tmp_path: Path, stored: torch.dtype):
     assert (
@@ -26,7 +30,7 @@ def test_auto_is_float32_on_the_cpu(tmp_path: Path, stored: torch.dtype):
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 def test_auto_is_the_stored_dtype_on_a_gpu(monkeypatch: pytest.MonkeyPatch, stored: torch.dtype):
     set_free(monkeypatch, 10**9)
-    assert choose_dtype(None, torch.device("cuda"), stored, 1000, "x") == stored
+    assert choose_dtype(None, torch.device("cuda"), stored, size_of(1000), "x") == stored
 
 
 def test_auto_keeps_the_stored_dtype_where_float32_does_not_fit(
@@ -47,15 +51,17 @@ def test_weights_that_stay_mapped_need_no_free_memory(tmp_path: Path, monkeypatc
 def test_what_does_not_fit_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch):
     set_free(monkeypatch, 20 * 10**9)
     with pytest.raises(CheckpointError, match=r'26\.8 GB.*20\.0 GB are free. Try dtype="float16"'):
-        choose_dtype(torch.float32, CPU, torch.float16, 6_700_000_000, "opt-6.7b")
+        choose_dtype(torch.float32, CPU, torch.float16, size_of(6_700_000_000), "opt-6.7b")
     set_free(monkeypatch, 10**9)
     with pytest.raises(CheckpointError, match='on cuda.*Try device="cpu"'):
-        choose_dtype(torch.float16, torch.device("cuda"), torch.float16, 6_700_000_000, "opt-6.7b")
+        choose_dtype(
+            torch.float16, torch.device("cuda"), torch.float16, size_of(6_700_000_000), "opt-6.7b"
+        )
 
 
 def test_unknown_memory_stops_nobody(monkeypatch: pytest.MonkeyPatch):
     set_free(monkeypatch, None)
-    assert choose_dtype(None, CPU, torch.float16, 10**12, "x") == torch.float32
+    assert choose_dtype(None, CPU, torch.float16, size_of(10**12), "x") == torch.float32
 
 
 @pytest.mark.parametrize("given", ["float16", "torch.float16", torch.float16])

@@ -17,6 +17,7 @@ from optlens.model import OPTForCausalLM, OPTModel
 from optlens.task_heads import OPTForQuestionAnswering, OPTForSequenceClassification
 
 KINDS = [OPTForSequenceClassification, OPTForQuestionAnswering]
+HEAD = {OPTForSequenceClassification: "score", OPTForQuestionAnswering: "qa_outputs"}
 NAMES = {0: "calm", 1: "angry", 2: "sad"}
 
 
@@ -129,3 +130,33 @@ def test_a_tied_language_model_still_has_no_room_for_a_head(tmp_path):
     classifier.save_pretrained(folder)
     with pytest.raises(CheckpointError, match="sequence classifier"):
         OPTForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "cpu", "device_map": "stream"},
+        {"device_map": {"": "cpu", "decoder.layers.1": "disk"}},
+        {"device_map": "balanced"},
+        {"device": "cpu", "quantize": "int8"},
+    ],
+)
+def test_heads_go_with_every_placement(tmp_path, kind, options: dict):
+    """A new head and a stored one, on blocks that are streamed, divided or quantised."""
+    folder = make(tmp_path / "base")
+    with pytest.warns(UserWarning, match="so a new one was drawn at random"):
+        drawn = kind.from_pretrained(folder, **options)
+    assert not any(parameter.is_meta for parameter in drawn.get_submodule(HEAD[kind]).parameters())
+    trained = random_model(tiny_config(), kind=kind)
+    trained.save_pretrained(tmp_path / "trained")
+    placed = kind.from_pretrained(tmp_path / "trained", **options)
+    tolerance = 0.1 if "quantize" in options else 1e-5
+    with torch.no_grad():
+        drawn(IDS)
+        mine, theirs = placed(IDS), trained(IDS)
+    for name in ("logits", "start_logits"):
+        if hasattr(theirs, name):
+            expected = getattr(theirs, name)
+            error = (getattr(mine, name) - expected).abs().max() / expected.abs().max()
+            assert error < tolerance
