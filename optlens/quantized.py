@@ -26,6 +26,8 @@ def is_quantized(module: nn.Module) -> bool:
         >>> is_quantized(nn.Linear(2, 3))
         False
     """
+    if hasattr(module, "base_layer"):  # an adapter around one, which shows its weight as its own
+        return False
     weight = getattr(module, "weight", None)
     return is_int8(weight) or getattr(weight, "quant_state", None) is not None
 
