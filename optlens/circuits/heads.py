@@ -31,6 +31,7 @@ from optlens import checks
 from optlens.lens.source import batched, recording_of
 from optlens.logit_math import widened
 from optlens.recording import Recording
+from optlens.selection import select
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from optlens.inputs import Prompt
     from optlens.model import OPTForCausalLM
+    from optlens.selection import Selection
 
 MATCHES = ("previous_token", "duplicate_token", "induction")
 KINDS = (*MATCHES, "first_token", "entropy", "distance")
@@ -150,6 +152,7 @@ def head_scores(
     source: Recording | Prompt,
     queries: str = "eligible",
     exclude: str | Iterable[str] = (),
+    layers: Selection = None,
 ) -> HeadScores:
     """Score every head by where it looks; this module's docstring has the definitions.
 
@@ -162,13 +165,14 @@ def head_scores(
         exclude: Attention to leave out of `previous_token`, `duplicate_token` and `induction`,
             which are then shares of what is left: "first" (to the first token), "current" (of a
             token to itself), or both.
+        layers: Which layers to score, since long prompts take time; None for all that there are.
 
     Returns:
         Scores `[layer, head]`, in float32 at least, of the layers and heads that were recorded.
 
     Raises:
         NotRecordedError: If the recording holds no attention.
-        InputError: If an argument is unknown.
+        InputError: If an argument is unknown, or a layer was not recorded.
 
     Example:
         >>> import optlens
@@ -185,25 +189,38 @@ def head_scores(
     for name in left_out:
         if name not in ("first", "current"):
             raise checks.InputError(f"exclude={name!r}: give 'first', 'current' or both.")
-    recording = recording_of(model, source, "attention")
+    recording = recording_of(model, source, "attention", layers=layers)
+    chosen = _layers(recording, layers)
     tokens, mask = (batched(recording, name).cpu() for name in ("tokens", "mask"))
     prompts = [
         _Places(tokens[b], mask[b], columns, queries == "all", left_out)
         for b, columns in enumerate(recording.metadata["columns"])
     ]
-    layers = []
-    for layer in recording.layers:
+    found = []
+    for layer in chosen:
         attention = batched(recording, "attention", layer)  # [batch, head, query, key]
-        layers.append([places.scores(attention[b]) for b, places in enumerate(prompts)])
+        found.append([places.scores(attention[b]) for b, places in enumerate(prompts)])
     values = {
-        kind: torch.stack([torch.stack([of[kind] for of in row]) for row in layers], 1)
+        kind: torch.stack([torch.stack([of[kind] for of in row]) for row in found], 1)
         for kind in KINDS
     }
     counts = {kind: [places.counts[kind] for places in prompts] for kind in KINDS}
     if not recording.is_batch:
         values = {kind: value[0] for kind, value in values.items()}
         counts = {kind: count[0] for kind, count in counts.items()}
-    return HeadScores(**values, layers=recording.layers, heads=recording.heads, counts=counts)
+    return HeadScores(**values, layers=chosen, heads=recording.heads, counts=counts)
+
+
+def _layers(recording: Recording, wanted: Selection) -> list[int]:
+    """Return the numbers of the layers to score."""
+    chosen = select(wanted, recording.metadata["config"]["num_hidden_layers"], "layer")
+    if wanted is None:
+        return recording.layers
+    if missing := [layer for layer in chosen if layer not in recording.layers]:
+        raise checks.InputError(
+            f"layers={wanted}: this recording has no layer {missing[0]}; it has {recording.layers}."
+        )
+    return chosen
 
 
 class _Places:

@@ -38,17 +38,19 @@ class Comparison:
         js: Their Jensen-Shannon divergence, in nats, 0 to ln 2, `[column]`.
         lens_kl: KL(a || b) of the logit lenses, `[row, column]`.
         cosine: Of the residual streams, `[row, column]`; None if their widths differ.
-        top_a: The likeliest token of a after each row, `[row, column]`; -1 where it has no token.
-        top_b: That of b.
-        prob_a: The probability that a gives to its likeliest token, `[row, column]`.
-        prob_b: Likewise b.
+        lens_js: The Jensen-Shannon divergence of the logit lenses, `[row, column]`.
+        guesses_a: The likeliest tokens of a after each row, `[row, column, k]`; -1 where it has no
+            token.
+        guesses_b: Those of b.
+        guess_probs_a: Their probabilities, `[row, column, k]`.
+        guess_probs_b: Likewise b.
         final_a: The likeliest token of a's prediction, `[column]`; -1 where it has no token.
         final_b: That of b.
         columns: Pairs of positions, None where one prompt has no token.
         labels: A name for each column, by its tokens.
         rows: A name for each row: "embed", "0", ..., or "3 | 6" where models differ in depth.
         tokens: The labels of all tokens that occur, by their ids as text.
-        metadata: Prompts and model fingerprints.
+        metadata: Prompts, their token ids as compared, and model fingerprints.
     """
 
     kl: Tensor
@@ -56,10 +58,11 @@ class Comparison:
     js: Tensor
     lens_kl: Tensor
     cosine: Tensor | None
-    top_a: Tensor
-    top_b: Tensor
-    prob_a: Tensor
-    prob_b: Tensor
+    lens_js: Tensor
+    guesses_a: Tensor
+    guesses_b: Tensor
+    guess_probs_a: Tensor
+    guess_probs_b: Tensor
     final_a: Tensor
     final_b: Tensor
     columns: list[Column]
@@ -67,6 +70,26 @@ class Comparison:
     rows: list[str]
     tokens: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def top_a(self) -> Tensor:
+        """The likeliest token of a after each row, `[row, column]`; -1 where it has no token."""
+        return self.guesses_a[..., 0]
+
+    @property
+    def top_b(self) -> Tensor:
+        """The likeliest token of b after each row, `[row, column]`; -1 where it has no token."""
+        return self.guesses_b[..., 0]
+
+    @property
+    def prob_a(self) -> Tensor:
+        """The probability that a gives to its likeliest token, `[row, column]`."""
+        return self.guess_probs_a[..., 0]
+
+    @property
+    def prob_b(self) -> Tensor:
+        """The probability that b gives to its likeliest token, `[row, column]`."""
+        return self.guess_probs_b[..., 0]
 
     @property
     def aligned(self) -> Tensor:

@@ -29,6 +29,7 @@ def compare(
     b: OPTForCausalLM | Recording | None,
     prompt: Prompt | None = None,
     prompt_b: Prompt | None = None,
+    top_k: int = 5,
 ) -> Comparison:
     """Compare two models on one prompt, one model on two prompts, or two recordings.
 
@@ -47,13 +48,14 @@ def compare(
         b: Another; None for the model `a` on another prompt.
         prompt: Text, or token ids `[pos]`, for models; for recordings none.
         prompt_b: What `b` is run on; the same as `a` unless given.
+        top_k: How many of each side's likeliest tokens to keep for every row and column.
 
     Returns:
         The comparison, on the CPU.
 
     Raises:
         InputError: If there is nothing to compare, the vocabularies differ, or there are several
-            prompts on a side.
+            prompts on a side, or `top_k` is no whole number of at least 1.
         NotRecordedError: If a recording lacks the residual stream or its model.
 
     Example:
@@ -77,6 +79,8 @@ def compare(
             "There is nothing to compare with: give two models, compare(model_a, model_b, prompt), "
             "or two prompts, compare(model, None, prompt, prompt_b)."
         )
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise checks.InputError(f"top_k={top_k!r} must be a whole number of at least 1.")
     first = _recorded(a, prompt, "a")
     other = prompt if prompt_b is None else prompt_b
     second = _recorded(a if b_is_a else b, other, "b")
@@ -85,16 +89,18 @@ def compare(
     tokens = [_tokens(recording) for recording in (first, second)]
     columns = align(*tokens)
     names = [[rec.label(i) for i in ids] for rec, ids in zip((first, second), tokens, strict=True)]
-    found = numbers(first, second, pairs, columns)
+    most = min(top_k, first.metadata["config"]["vocab_size"])
+    found = numbers(first, second, pairs, columns, most)
     seen = {
         int(i)
-        for name in ("top_a", "top_b", "final_a", "final_b")
+        for name in ("guesses_a", "guesses_b", "final_a", "final_b")
         for i in found[name].unique()
         if i >= 0
     }
     labels = {str(token): first.label(token) for token in sorted({*seen, *tokens[0], *tokens[1]})}
     about = {
         "prompts": [first.prompt, second.prompt],
+        "ids": tokens,
         "fingerprints": [rec.metadata["fingerprint"] for rec in (first, second)],
     }
     return Comparison(

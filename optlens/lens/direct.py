@@ -24,7 +24,7 @@ from torch import Tensor
 from optlens import checks, metrics
 from optlens.bound_metric import BoundMetric
 from optlens.lens.direct_result import LogitAttribution
-from optlens.lens.source import batched, need_positions, need_whole, recording_of
+from optlens.lens.source import batched, need_positions, need_whole, prompts_alone, recording_of
 from optlens.logit_math import widened
 from optlens.metric_targets import Answer
 from optlens.recording import FINAL, NotRecordedError, Recording
@@ -106,7 +106,8 @@ def direct_logit_attribution(
         "columns": bound.columns[:, 0].tolist(),
         "model": recording.metadata["fingerprint"],
     }
-    return LogitAttribution(values, labels, total, config.n_layers, config.n_heads, sources, about)
+    size = (config.n_layers, config.n_heads)
+    return LogitAttribution(values, labels, total, *size, sources, about, prompts_alone(recording))
 
 
 def _check_additive(model: OPTForCausalLM) -> None:

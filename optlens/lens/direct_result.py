@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from optlens.recording import Recording
+
 
 @dataclass(eq=False)
 class LogitAttribution:
@@ -35,6 +37,7 @@ class LogitAttribution:
             has read, `[layer, head, key]`; padding has 0. Else None.
         metadata: The metric, tokens and their labels, the column that was read, the model's
             fingerprint.
+        prompts: The prompts, as a recording that holds their tokens alone.
     """
 
     values: Tensor
@@ -44,6 +47,7 @@ class LogitAttribution:
     n_heads: int
     sources: Tensor | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    prompts: Recording | None = None
 
     @property
     def is_batch(self) -> bool:
@@ -99,6 +103,11 @@ class LogitAttribution:
         start = self._chosen(before).sum(-1, keepdim=True)
         return torch.cat([start, start + self.layers.cumsum(-1)], -1)
 
+    @property
+    def places(self) -> list[tuple[str, int | None, int | None]]:
+        """The kind of each part in words, its layer and its head; None where it has none."""
+        return [_place(name) for name in self.labels]
+
     def __getitem__(self, name: str) -> Tensor:
         """Return the term of one part, `[]`, by its name: "embed", "L3H0", "mlp3", ...
 
@@ -129,8 +138,8 @@ class LogitAttribution:
 
         rows = []
         for prompt, values in enumerate(self.values if self.is_batch else self.values[None]):
-            for name, value in zip(self.labels, values.tolist(), strict=True):
-                kind, layer, head = _place(name)
+            found = zip(self.labels, self.places, values.tolist(), strict=True)
+            for name, (kind, layer, head), value in found:
                 row = {"component": name, "kind": kind, "layer": layer, "head": head}
                 rows.append(({"prompt": prompt} if self.is_batch else {}) | row | {"value": value})
         return pandas.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})

@@ -101,3 +101,15 @@ def batched(recording: Recording, name: str, layer: int | None = None) -> Tensor
     else:
         value = recording._get(name, name)  # raises, with the short name
     return value if recording.is_batch else value[None]
+
+
+def prompts_alone(recording: Recording) -> Recording:
+    """Return a recording of the same prompts that holds their tokens and no activation.
+
+    A result keeps it to know its tokens without keeping everything that was recorded.
+    """
+    width = batched(recording, "tokens").shape[1]
+    tensors = {name: recording._tensors[name].cpu() for name in ("tokens", "mask")}
+    columns = [list(range(width)) for _ in range(len(tensors["tokens"]))]
+    facts = {"what": [], "positions": columns[0], "columns": columns}
+    return Recording(tensors, recording.metadata | facts)

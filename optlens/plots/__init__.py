@@ -7,6 +7,7 @@ nowhere, so nothing has to be closed, and a notebook shows it as the last value 
 """
 
 from optlens.plots.attention import attention_grid, attention_head, head_scores
+from optlens.plots.neurons import neuron_examples
 from optlens.plots.stream import lens_heatmap, lens_trace, next_tokens, residual_norms
 from optlens.plots.style import STYLES, Style
 from optlens.plots.sweep import estimate_scatter, sweep_heatmap
@@ -21,6 +22,7 @@ __all__ = [
     "head_scores",
     "lens_heatmap",
     "lens_trace",
+    "neuron_examples",
     "next_tokens",
     "residual_norms",
     "sweep_heatmap",

@@ -13,7 +13,22 @@ Example:
     2
 """
 
+from optlens.widgets.circuit_views import AttributionView
+from optlens.widgets.neuron_view import NeuronsView
+from optlens.widgets.patching_view import PatchingView
+from optlens.widgets.result_views import CompareView, GenerationView
 from optlens.widgets.selection import Selection
 from optlens.widgets.views import AttentionView, Explorer, LensView, ResidualView
 
-__all__ = ["AttentionView", "Explorer", "LensView", "ResidualView", "Selection"]
+__all__ = [
+    "AttentionView",
+    "AttributionView",
+    "CompareView",
+    "Explorer",
+    "GenerationView",
+    "LensView",
+    "NeuronsView",
+    "PatchingView",
+    "ResidualView",
+    "Selection",
+]

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optlens.circuits import HeadScores
 from optlens.plots.draw import percent
 from optlens.report.markup import Html, el
 from optlens.report.one_prompt import OnePrompt, as_numpy
 from optlens.report.pieces import token
 from optlens.widgets.arrays import levels, pool_max, pooled_future, step_for
 from optlens.widgets.part import PAGE_BYTES, Part, QuestionError
-from optlens.widgets.scores import SCORES
+from optlens.widgets.scores import SCORES, scores_of
 from optlens.widgets.still_pictures import mosaic
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class AttentionPart(Part):
         super().__init__(recording)
         self.patterns = recording.attention  # [layer, head, query, key], a batch axis in front
         self.norms = _value_norms(recording, value_norms)
-        self._scores: dict[tuple[int, str], np.ndarray] = {}
+        self._scores: dict[int, HeadScores] = {}
 
     # --------------------------------------------------------------------------- what it gives
 
@@ -72,8 +73,9 @@ class AttentionPart(Part):
                     "key": key,
                     "label": score.label,
                     "meaning": score.meaning,
+                    "share": score.share,
                     "ascending": score.ascending,
-                    "values": self.scores(prompt, key) if small or not score.reads_all else None,
+                    "values": self.scores(prompt, key) if small else None,
                 }
                 for key, score in SCORES.items()
             ],
@@ -113,13 +115,10 @@ class AttentionPart(Part):
         return {"values": self.scores(prompt, score)}
 
     def scores(self, prompt: int, score: str) -> np.ndarray:
-        """Return one score of every head, `[layer, head]`."""
-        if (prompt, score) not in self._scores:
-            one, compute = self.prompts[prompt], SCORES[score].compute
-            layers, places = one.pick(self.patterns), np.asarray(one.positions)
-            found = [compute(_of_prompt(layer, one), places) for layer in layers]
-            self._scores[prompt, score] = np.stack(found)
-        return self._scores[prompt, score]
+        """Return one score of every head, `[layer, head]`; NaN where no query can have it."""
+        if prompt not in self._scores:
+            self._scores[prompt] = scores_of(self.recording, prompt)
+        return as_numpy(self._scores[prompt][score]).astype(np.float32)
 
     def page_answers(self, prompt: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Give what the state leaves out, heads shrunk so far that all fit into a page."""
@@ -134,8 +133,8 @@ class AttentionPart(Part):
                     question = {"layer": layer, "head": head, "weighted": weighted}
                     answer = self.answer_head(prompt, **question, step=step)
                     yield {"what": "head", **question}, answer
-        for key, score in SCORES.items():
-            if score.reads_all and not small:
+        for key in SCORES:
+            if not small:
                 yield {"what": "scores", "score": key}, self.answer_scores(prompt, key)
 
     def counts(self) -> str:
@@ -171,20 +170,23 @@ class AttentionPart(Part):
 
     def fallback(self, prompt: int) -> list[Html]:
         """Return one picture of all heads and a table of the sharpest ones."""
-        one, names = self.prompts[prompt], ("previous", "first", "self")
-        n_layers = len(self.recording.layers)
-        rows = range(n_layers) if self._cells(prompt) <= EAGER_CELLS else [n_layers - 1]
-        thumbs = self._thumbs(prompt, rows, False)
-        which = "all heads" if len(rows) == n_layers else f"layer {self.recording.layers[-1]}"
+        one = self.prompts[prompt]
+        names = [key for key, score in SCORES.items() if score.share]
+        shown = self.recording.layers
+        if self._cells(prompt) > EAGER_CELLS:  # all of them would take as long as showing them
+            shown = shown[-1:]
+        thumbs = self._thumbs(prompt, [self._row(layer) for layer in shown], False)
+        which = "all heads" if shown == self.recording.layers else f"layer {shown[0]}"
         words = f"Attention of {which}: rows are layers, columns are heads"
-        scores = np.stack([self.scores(prompt, name) for name in names])  # [score, layer, head]
-        best = np.argsort(-scores.max(0), axis=None, kind="stable")[:6]
+        found = scores_of(self.recording, prompt, shown)
+        scores = np.stack([np.nan_to_num(as_numpy(found[name])) for name in names])
+        best = np.argsort(-scores.max(0), axis=None, kind="stable")[:6]  # of [layer, head]
         head = [el("th", text) for text in ("layer", "head", "mostly", "mean weight")]
         body = []
         for layer, column in zip(*np.unravel_index(best, scores.shape[1:]), strict=True):
             kind = int(scores[:, layer, column].argmax())
             cells = (
-                self.recording.layers[layer],
+                shown[layer],
                 self.recording.heads[column],
                 SCORES[names[kind]].label,
                 percent(float(scores[kind, layer, column])),

@@ -1,17 +1,9 @@
-"""Simple scores of attention heads by which a grid of heads can be sorted.
+"""The scores by which a grid of heads is sorted: those of `optlens.circuits.head_scores`, in words."""
 
-Each is a mean over the recorded queries of one prompt, the first token left out where it has no
-choice: it can only read itself. Patterns come as NumPy or torch, and only what a score reads is
-widened to float32: in half precision, that alone would take longer than all else.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from optlens.report.one_prompt import as_numpy
+from optlens.circuits import HeadScores, head_scores
+from optlens.recording import Recording
 
 
 @dataclass(frozen=True)
@@ -21,60 +13,41 @@ class Score:
     Attributes:
         label: its name, as a menu shows it.
         meaning: a sentence for people.
+        share: whether it is a share of attention, 0 to 1.
         ascending: whether a sorted grid begins with the smallest.
-        compute: from patterns `[head, query, key]` and the queries' positions to `[head]`.
-        reads_all: whether it must read every weight, which takes time on long prompts.
     """
 
     label: str
     meaning: str
-    ascending: bool
-    compute: Callable[[Any, np.ndarray], np.ndarray]
-    reads_all: bool = False
-
-
-def previous_token(pattern: Any, positions: np.ndarray) -> np.ndarray:
-    """Return the mean weight that each query gives to the token before it, `[head]`."""
-    rows = np.flatnonzero(positions > 0)
-    return _mean(pattern[:, rows, positions[rows] - 1])
-
-
-def first_token(pattern: Any, positions: np.ndarray) -> np.ndarray:
-    """Return the mean weight that each query gives to the first token, `[head]`."""
-    return _mean(pattern[:, positions > 0, 0])
-
-
-def own_token(pattern: Any, positions: np.ndarray) -> np.ndarray:
-    """Return the mean weight that each query gives to itself, `[head]`."""
-    rows = np.flatnonzero(positions > 0)
-    return _mean(pattern[:, rows, positions[rows]])
-
-
-def entropy(pattern: Any, positions: np.ndarray) -> np.ndarray:
-    """Return the mean entropy of the queries' weights in nats, `[head]`; 0 reads one token."""
-    chosen = as_numpy(pattern[:, positions > 0]).astype(np.float32, copy=False)
-    # The logarithm of a weight of 0 is never wanted: it comes with the factor 0.
-    logs = np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
-    return _mean(-np.einsum("hqk,hqk->hq", chosen, logs))
+    share: bool = True
+    ascending: bool = False
 
 
 SCORES: dict[str, Score] = {
     "entropy": Score(
         "entropy",
         "How widely a head spreads its weight, in nats: 0 reads one token alone.",
-        True,
-        entropy,
-        reads_all=True,
+        share=False,
+        ascending=True,
     ),
-    "previous": Score("previous token", "Mean weight on the token before.", False, previous_token),
-    "first": Score("first token", "Mean weight on the first token.", False, first_token),
-    "self": Score("itself", "Mean weight on the token itself.", False, own_token),
+    "previous_token": Score("previous token", "Mean weight on the token before."),
+    "induction": Score("induction", "Mean weight on what followed earlier equal tokens."),
+    "duplicate_token": Score("duplicate token", "Mean weight on earlier equal tokens."),
+    "first_token": Score("first token", "Mean weight on the first token."),
+    "distance": Score("distance", "How many tokens back a head reads in the mean.", share=False),
 }
 
 
-def _mean(values: Any) -> np.ndarray:
-    """Return the mean over queries; 0 where a prompt has the first token alone."""
-    values = as_numpy(values)
-    if values.shape[1] == 0:
-        return np.zeros(len(values), np.float32)
-    return values.mean(axis=1, dtype=np.float64).astype(np.float32)
+def scores_of(recording: Recording, prompt: int, layers: list[int] | None = None) -> HeadScores:
+    """Return the scores of one prompt; the others of a batch are not read.
+
+    Args:
+        recording: one that holds "attention".
+        prompt: which of its prompts.
+        layers: which of its layers; None for all.
+    """
+    names = ("attention", "tokens", "mask")
+    tensors = {name: recording._tensors[name][prompt : prompt + 1] for name in names}
+    columns = [recording.metadata["columns"][prompt]]
+    alone = Recording(tensors, recording.metadata | {"is_batch": False, "columns": columns})
+    return head_scores(None, alone, layers=layers)

@@ -1,4 +1,4 @@
-"""What is selected, shared by all views that are linked: prompt, layer, head, query, key, token.
+"""What is selected, shared by all views that are linked: prompt, layer, head, neuron, positions, token.
 
 A `Selection` is a widget model without a picture of its own. Views refer to it, so a click in one is
 seen by the others in the browser itself, without waiting for Python, and Python hears of it once.
@@ -16,23 +16,24 @@ from ipywidgets import Widget
 if TYPE_CHECKING:
     from optlens.recording import Recording
 
-PLACES = ("prompt", "layer", "head", "query", "key", "token")
+PLACES = ("prompt", "layer", "head", "query", "key", "token", "neuron")
 
 
 class Selection(Widget):
     """Hold one selected place; views that are given the same one are linked.
 
     Attributes:
-        value: `{"prompt", "layer", "head", "query", "key", "token"}`: numbers, None where nothing
-            is chosen; "layer" is "embed" for the row before the first layer. "query" and "key" are
-            positions in the prompt, "token" is an id of the vocabulary. Setting some of them leaves
-            the others as they are. A view that has no such place keeps showing what it showed.
+        value: `{"prompt", "layer", "head", "query", "key", "token", "neuron"}`: numbers, None where
+            nothing is chosen; "layer" is "embed" for the row before the first layer. "query" and
+            "key" are positions in the prompt, "token" is an id of the vocabulary, "neuron" one of
+            the MLP. Setting some of them leaves the others as they are. A view that has no such
+            place keeps showing what it showed.
 
     Example:
         >>> selection = Selection(value={"layer": 3})
         >>> selection.value = {"head": 1}
-        >>> selection.value
-        {'prompt': 0, 'layer': 3, 'head': 1, 'query': None, 'key': None, 'token': None}
+        >>> print(selection)
+        Selection(prompt=0, layer=3, head=1)
     """
 
     value = traitlets.Dict().tag(sync=True)

@@ -1,4 +1,4 @@
-"""The style sheet of all views: the colours of both themes, then `view.css`.
+"""The style sheet of all views: the colours of both themes, then `view.css`, then those of single views.
 
 The colours are those of figures and pages, from one table. JavaScript reads them from here too
 (`--ol-ramp`), so a canvas follows the theme as everything else does.
@@ -18,7 +18,9 @@ _HOST_DARK = 'body[data-jp-theme-light="false"], body.vscode-dark'
 @functools.cache
 def stylesheet() -> str:
     """Return the sheet; every class begins with `ol-` and stays inside the root class `.ol`."""
-    sheet = Path(__file__).with_name("view.css").read_text(encoding="utf-8")
+    first = Path(__file__).with_name("view.css")
+    others = sorted(path for path in first.parent.glob("*.css") if path != first)
+    sheet = "\n".join(path.read_text(encoding="utf-8") for path in (first, *others))
     light, dark = (_variables(name) for name in ("light", "dark"))
     return "\n".join(
         [

@@ -248,3 +248,18 @@ def test_what_cannot_be_scored_is_refused(tiny_model):
         circuits.head_scores(tiny_model, tokens, exclude="last")
     with pytest.raises(InputError, match="no score 'copying'; scores are previous_token"):
         circuits.head_scores(tiny_model, tokens)["copying"]
+
+
+def test_layers_can_be_scored_alone(demo):
+    recording = demo.record("The cat sat on the cat", what="attention", layers=[0, 2, 3])
+    whole = circuits.head_scores(None, recording)
+    one = circuits.head_scores(None, recording, layers=[3])
+    assert one.layers == [3] and whole.layers == [0, 2, 3]
+    for kind in KINDS:
+        torch.testing.assert_close(one[kind], whole[kind][2:], rtol=0, atol=0)
+    fresh = circuits.head_scores(demo, "The cat sat on the cat", layers=-2)
+    assert fresh.layers == [3]
+    # layers that nobody records take the fused path, which rounds otherwise
+    torch.testing.assert_close(fresh.entropy, one.entropy, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="no layer 1; it has"):
+        circuits.head_scores(None, recording, layers=[1, 2])

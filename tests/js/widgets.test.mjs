@@ -4,9 +4,9 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 const from = (name) => import(new URL(`../../optlens/widgets/js/${name}.js`, import.meta.url));
-const [arcs, arrays, colour, grid, keys, lens, lines, map, patterns, peers, residual, selections, standin, words] =
-  await Promise.all(["arcs", "arrays", "colour", "headgrid", "keys", "lens", "lines", "headmap", "patterns", "peer",
-    "residual", "selection", "standin", "words"].map(from));
+const [arcs, arrays, attribution, colour, grid, keys, lens, lines, map, partmap, patterns, peers, residual, selections, standin, steps, words] =
+  await Promise.all(["arcs", "arrays", "attribution", "colour", "headgrid", "keys", "lens", "lines", "headmap", "partmap", "patterns", "peer",
+    "residual", "selection", "standin", "steps", "words"].map(from));
 
 const THEME = { ink: "#1b1f24", paper: "#ffffff" };
 const RAMP = ["#ffffff", "#3b80bb", "#122b5c"];
@@ -134,6 +134,38 @@ test("lengths get a logarithmic scale where they differ much", () => {
   assert.equal(wide.log, true);
   assert.ok(wide.share(1) > 0 && wide.share(1000) === 1 && wide.share(0) === 0);
   assert.equal(residual.lengthScale([NaN]).share(1), 0);
+});
+
+test("terms are bars that begin where the one before ended, whatever is put together", () => {
+  const values = Float32Array.from([1, -3, 0.5, 0.25, 2]);
+  const few = steps.largestTerms(values, 2);
+  assert.deepEqual(few, [
+    { members: [1], value: -3, rest: false }, { members: [4], value: 2, rest: false },
+    { members: [0, 2, 3], value: 1.75, rest: true },
+  ]);
+  const bars = steps.stacked(few);
+  assert.deepEqual(bars.map(({ start, end }) => [start, end]), [[0, -3], [-3, -1], [-1, 0.75]]);
+  assert.equal(steps.stacked(steps.largestTerms(values, 4)).at(-1).end, 0.75); // one other is shown as itself
+  assert.equal(steps.largestTerms(values, 4).length, 5);
+  assert.deepEqual(steps.spanOf(bars), [-3, 0.75]);
+  assert.deepEqual(steps.spanOf([]), [0, 1]);
+});
+
+test("signs are written out, but not before a zero", () => {
+  assert.deepEqual([1.234, -1.235, -0.001, 0].map((value) => steps.signed(value)), ["+1.23", "−1.24", "0.00", "0.00"]);
+  assert.deepEqual([0.004, -0.12, 0.996, -7.27, 9.96, -123].map(partmap.brief), ["0", "−.12", "1.0", "−7.3", "10", "−123"]);
+});
+
+test("heads of a layer and their bias are one sub-layer, and all parts are named", () => {
+  const part = (label, kind, layer = null, head = null) => ({ label, kind, layer, head });
+  const parts = [part("embed", "token embedding"), part("L0H0", "head", 0, 0), part("L0H1", "head", 0, 1),
+    part("b_O0", "attention bias", 0), part("mlp0", "mlp", 0), part("b_U", "unembedding bias")];
+  const groups = attribution.subLayers(parts, [1, 2, 3, 4, 5, 6]);
+  assert.deepEqual(groups.map(({ name, members, value }) => [name, members, value]),
+    [["token", [0], 1], ["attention 0", [1, 2, 3], 9], ["MLP 0", [4], 5], ["b_U", [5], 6]]);
+  assert.deepEqual(parts.map(attribution.partName), ["token embedding", "layer 0, head 0", "layer 0, head 1",
+    "output bias of attention in layer 0", "MLP of layer 0", "unembedding bias"]);
+  assert.deepEqual(parts.map(attribution.partShort), ["token", "head 0.0", "head 0.1", "bias 0", "MLP 0", "b_U"]);
 });
 
 // ---- questions to Python

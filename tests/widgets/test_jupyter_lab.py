@@ -199,7 +199,8 @@ def test_views_are_saved_with_what_is_selected(lab):
     saved = json.loads((lab.folder / "views.ipynb").read_text(encoding="utf-8"))
     models = saved["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
     chosen = [m["state"]["value"] for m in models.values() if "value" in m["state"]]
-    assert {"prompt": 0, "layer": 4, "head": 3, "query": 9, "key": None, "token": None} in chosen
+    place = {"prompt": 0, "layer": 4, "head": 3, "query": 9, "key": None, "token": None}
+    assert place | {"neuron": None} in chosen
     output_of = saved["cells"][0]["outputs"][0]["data"]
     assert "<table>" in "".join(output_of["text/html"])
     assert output_of["text/plain"][0].startswith("Explorer(lens, attention, residual; ")

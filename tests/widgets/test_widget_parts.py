@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import random_model, tiny_config
 
-from optlens import plots
+from optlens import circuits, plots
 from optlens.recording import NotRecordedError
 from optlens.widgets import arrays, attention_part, scores
 from optlens.widgets.attention_part import AttentionPart
@@ -95,7 +95,7 @@ def test_large_attention_travels_on_request(recording, monkeypatch):
     part = AttentionPart(recording)
     state = part.state(0)
     assert state["exact"] is None and state["thumbs"] is None and state["step"] == 2
-    assert [score["key"] for score in state["scores"] if score["values"] is None] == ["entropy"]
+    assert all(score["values"] is None for score in state["scores"])
     pattern = recording.attention[1, 2].numpy()
     thumbs = part.answer(0, "thumbs", layer=1)["levels"]
     np.testing.assert_array_equal(
@@ -176,29 +176,41 @@ def test_a_page_holds_all_that_the_state_leaves_out(recording, monkeypatch):
     monkeypatch.setattr(attention_part, "EXACT_CELLS", 0)
     assert asked(part).count("head") == 2 * 12
     monkeypatch.setattr(attention_part, "EAGER_CELLS", 0)
-    assert asked(part).count("thumbs") == 2 * 3 and asked(part)[-1] == "scores"
+    assert asked(part).count("thumbs") == 2 * 3 and asked(part)[-6:] == ["scores"] * 6
     monkeypatch.setattr(attention_part, "PAGE_BYTES", 12 * 36)
     steps = {answer["step"] for question, answer in part.page_answers(0) if "head" in question}
     assert steps == {2}  # the weights are there twice, so half the room is for each
 
 
-def test_scores_are_means_over_queries():
-    pattern = np.tril(np.random.default_rng(1).random((2, 4, 4))) + 1e-9
-    pattern /= pattern.sum(-1, keepdims=True)
-    places = np.arange(4)
-    for head in range(2):
-        rows = [pattern[head, q] for q in range(1, 4)]
-        expected = {
-            "previous": np.mean([row[q - 1] for q, row in enumerate(rows, 1)]),
-            "first": np.mean([row[0] for row in rows]),
-            "self": np.mean([row[q] for q, row in enumerate(rows, 1)]),
-            "entropy": np.mean([-(row * np.log(row)).sum() for row in rows]),
-        }
-        for name, value in expected.items():
-            found = scores.SCORES[name].compute(pattern, places)[head]
-            np.testing.assert_allclose(found, value, rtol=1e-5)
-    assert scores.entropy(np.eye(4)[None], places)[0] == pytest.approx(0, abs=1e-6)
-    assert scores.first_token(np.ones((3, 1, 1)), np.array([0])).tolist() == [0, 0, 0]
+def test_scores_are_those_of_the_circuits(recording, model):
+    state, found = AttentionPart(recording).state(0), circuits.head_scores(model, recording)
+    assert {score["key"] for score in state["scores"]} == set(circuits.heads.KINDS)
+    for score in state["scores"]:
+        np.testing.assert_array_equal(score["values"], found[score["key"]])
+    induction = next(score for score in state["scores"] if score["key"] == "induction")
+    assert not np.isnan(induction["values"]).any()  # token 5 stands there twice
+
+
+def test_scores_of_a_padded_prompt_are_its_own(model):
+    ids = torch.tensor([[1, 1, 2, 8, 9], [2, 5, 6, 5, 8]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    both = model.record(ids, what=("attention",), attention_mask=mask)
+    found, part = circuits.head_scores(model, both), AttentionPart(both)
+    for prompt in range(2):
+        for key in scores.SCORES:
+            np.testing.assert_array_equal(part.scores(prompt, key), found[key][prompt])
+    assert np.isnan(part.scores(0, "induction")).all()
+
+
+def test_plain_markup_of_a_long_prompt_reads_one_layer(recording, monkeypatch):
+    monkeypatch.setattr(attention_part, "EAGER_CELLS", 0)
+    asked = []
+    real = attention_part.scores_of
+    monkeypatch.setattr(
+        attention_part, "scores_of", lambda *given: asked.append(given[2]) or real(*given)
+    )
+    image, table = AttentionPart(recording).fallback(0)
+    assert asked == [[2]] and "layer 2" in image and "<td>2</td>" in table
 
 
 # --- lens and residual ---------------------------------------------------------------------------

@@ -67,6 +67,7 @@ def test_views_of_one_recording_are_linked(model, recording):
     other = AttentionView(model.record(IDS))
     assert one.selected == {
         "prompt": 0, "layer": 1, "head": 0, "query": 4, "key": None, "token": None,
+        "neuron": None,
     }  # fmt: skip
     heard = []
     two.observe(lambda change: heard.append(change["new"]["head"]), "selected")

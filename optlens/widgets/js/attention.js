@@ -192,8 +192,8 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
   function describe() {
     const at = place.i * heads.length + place.j;
     name.textContent = `Layer ${layers[place.i]}, head ${heads[place.j]}`;
-    facts.replaceChildren(...Object.values(scores).filter(({ values }) => values).map(({ key, label, meaning, values }) =>
-      h("span", { title: meaning, "data-order": key === order }, `${label} `, h("b", {}, key === "entropy" ? number(values[at]) : percent(values[at])))));
+    facts.replaceChildren(...Object.values(scores).filter(({ values }) => values).map(({ key, label, meaning, share, values }) =>
+      h("span", { title: meaning, "data-order": key === order }, `${label} `, h("b", {}, !share ? number(values[at]) : percent(values[at])))));
   }
 
   function fail(error) {

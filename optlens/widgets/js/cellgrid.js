@@ -18,15 +18,18 @@ const MARGIN = 6; // columns kept ready on each side
  *   `ink`, `label` for screen readers, `mark` for a class
  * @param {(row: number, column: number) => void} given.choose called when a cell is chosen
  * @param {(place: number[] | null, el?: HTMLElement) => void} given.point called as the mouse moves
+ * @param {string} [given.corner] what the rows are
+ * @param {(column: number) => any[]} [given.heading] what stands above a column; its token, unless given
  */
-export function cellGrid({ label, rows, prompt, positions, width, cell, choose, point, signal }) {
+export function cellGrid({ label, rows, prompt, positions, width, cell, choose, point, signal, corner = "after layer", heading = null }) {
+  const headingOf = heading ?? ((column) => [promptToken(prompt, positions[column], 10), h("small", {}, String(positions[column]))]);
   const shape = [rows.length, positions.length];
   const plane = h("div.ol-plane", {
     role: "grid", "aria-label": label, "aria-rowcount": shape[0] + 1, "aria-colcount": shape[1] + 1,
     style: { "--ol-columns": String(shape[1]), "--ol-cell": `${width}px` },
   });
   const scroll = h("div.ol-scroll.ol-cells", {}, plane);
-  const head = line(null, "after layer");
+  const head = line(null, corner);
   const lines = rows.map((name, row) => line(row, name));
   let [from, to] = [0, 0];
   let selected = [shape[0] - 1, shape[1] - 1];
@@ -46,7 +49,7 @@ export function cellGrid({ label, rows, prompt, positions, width, cell, choose, 
       cells.push(h("div.ol-column-name", {
         role: "columnheader", "aria-colindex": column + 2, style: { "--ol-at": String(column) },
         "data-selected": column === selected[1],
-      }, promptToken(prompt, positions[column], 10), h("small", {}, String(positions[column]))));
+      }, headingOf(column)));
     }
     head.replaceChildren(head.firstChild, ...cells);
   };

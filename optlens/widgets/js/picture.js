@@ -4,11 +4,12 @@ import { h } from "./dom.js";
 import { ticksFor } from "./headmap.js";
 import { short } from "./words.js";
 
-const MONO = "ui-monospace, 'DejaVu Sans Mono', monospace";
+export const MONO = "ui-monospace, 'DejaVu Sans Mono', monospace";
 const SANS = "system-ui, 'DejaVu Sans', sans-serif";
 const MOST_COLUMNS = 160;
 
-function sheet(width, height, theme, title) {
+/** Return a canvas of a size with a title, and its pen, which draws at twice the size. */
+export function sheet(width, height, theme, title) {
   const canvas = h("canvas", { width: 2 * width, height: 2 * height });
   const pen = canvas.getContext("2d");
   pen.scale(2, 2);
@@ -74,5 +75,32 @@ export function cellPicture({ title, theme, rows, columns, cell, width }) {
   for (let column = 0; column < count; column += 1) {
     pen.fillText(short(columns[column], most), left + (column + 0.5) * width, top - 12);
   }
+  return made;
+}
+
+/** Return terms as bars, each beginning where the one above it ended, and their sum below. */
+export function stepPicture({ title, theme, steps, total }) {
+  const [left, top, tall, wide] = [150, 50, 22, 460];
+  const [made, pen] = sheet(left + wide + 90, top + (steps.length + 1) * tall + 20, theme, title);
+  const ends = steps.flatMap(({ start, end }) => [start, end]);
+  const [low, high] = [Math.min(0, total, ...ends), Math.max(0, total, ...ends)];
+  const x = (value) => left + (wide * (value - low)) / (high - low || 1);
+  const rows = [...steps, { name: "sum", value: total, start: 0, end: total, whole: true }];
+  pen.textBaseline = "middle";
+  pen.font = `12px ${SANS}`;
+  rows.forEach(({ name, value, start, end, whole }, row) => {
+    const y = top + (row + 0.5) * tall;
+    pen.fillStyle = whole ? theme.muted : value < 0 ? theme.diverging[1] : theme.diverging.at(-2);
+    pen.fillRect(Math.min(x(start), x(end)), y - 7, Math.max(1, Math.abs(x(end) - x(start))), 14);
+    pen.fillStyle = theme.ink;
+    pen.textAlign = "right";
+    pen.fillText(short(name, 20), left - 12, y);
+    pen.fillText(`${value < 0 ? "−" : whole ? "" : "+"}${Math.abs(value).toFixed(2)}`, left + wide + 76, y);
+    if (whole) return;
+    pen.fillStyle = theme.muted;
+    pen.fillRect(x(end) - 0.5, y - 7, 1, tall + 14 - 2);
+  });
+  pen.fillStyle = theme.rule;
+  pen.fillRect(x(0), top, 1, rows.length * tall);
   return made;
 }

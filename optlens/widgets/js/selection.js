@@ -1,6 +1,6 @@
 // What is selected, shared by all views that refer to the same model: in this picture, in other cells.
 
-export const PLACES = ["prompt", "layer", "head", "query", "key", "token"];
+export const PLACES = ["prompt", "layer", "head", "query", "key", "token", "neuron"];
 
 /** Return the model of the shared selection, which a view names by its id. */
 export function sharedSelection(model) {
