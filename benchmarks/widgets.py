@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests" / "widgets"))
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "widgets")]
 sys.path.insert(0, str(HERE.parent))
 
 from jupyter_lab import RUN_ALL, browser_on, open_notebook, server, write_notebook  # noqa: E402

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from browser_pages import browser  # noqa: F401  (a fixture of all tests of pages)
 
 if TYPE_CHECKING:
     from optlens.base import OPTBase
@@ -108,3 +109,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def padded(lengths: list[int], left: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random prompts of some lengths as one batch, `[prompt, pos]`, and its mask."""
+    longest = max(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, 101, (len(lengths), longest), generator=generator)
+    place = torch.arange(longest)
+    mask = torch.stack([place >= longest - n if left else place < n for n in lengths])
+    return tokens, mask.long()

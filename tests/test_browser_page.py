@@ -4,47 +4,22 @@ Needs playwright and Debian's Chromium. They are skipped where they are missing,
 a missing browser is a failure and not a reason to test less.
 """
 
-import os
-import shutil
-from importlib.util import find_spec
-
 import pytest
 import torch
+from browser_pages import MISSING, THEMES, rgb, skip_without, visits
 from conftest import random_model, tiny_config
 
 from optlens.plots import STYLES
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-MISSING = [
-    name
-    for name, found in (("playwright", find_spec("playwright")), ("chromium", CHROMIUM))
-    if not found
-]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) and os.environ.get("CI") != "true", reason=f"needs {' and '.join(MISSING)}"
-)
+pytestmark = skip_without(MISSING)
 
 WIDTHS = (360, 768, 1440)
-THEMES = ("light", "dark")
 LABELS = {
     2: "</s>",
     5: "<script>document.title = 'run'</script>",
     17: '"><img src=http://127.0.0.1:9/x onerror="document.title=\'run\'">',
     9: "\u202eunpronounceable" + "long" * 30,
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert MISSING == [], "CI must have what these tests need"
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +37,8 @@ def page_file(tmp_path_factory):
 @pytest.fixture
 def visit(browser, page_file):
     """Open the page; collect what it complains of and what it asks the network for."""
-    contexts = []
-
-    def open_page(width: int = 1440, theme: str = "light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.complaints, page.asked = [], []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(page_file.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-def rgb(color: str) -> str:
-    return f"rgb({int(color[1:3], 16)}, {int(color[3:5], 16)}, {int(color[5:7], 16)})"
+    with visits(browser, reduced_motion="reduce") as open_page:
+        yield lambda width=1440, theme="light": open_page(page_file.as_uri(), width, theme)
 
 
 @pytest.mark.parametrize("theme", THEMES)

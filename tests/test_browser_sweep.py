@@ -1,14 +1,17 @@
 """The page about a sweep in a real browser: quiet, closed to the network, within its width.
 
-What it shares with the page about a recording is tested there; the browser too comes from there.
+What it shares with the page about a recording is tested there.
 """
 
 import pytest
 import torch
+from browser_pages import MISSING, THEMES, rgb, skip_without, visits
 from sweep_results import HOSTILE, make_result
-from test_browser_page import THEMES, WIDTHS, browser, pytestmark, rgb  # noqa: F401
+from test_browser_page import WIDTHS
 
 from optlens.plots import STYLES
+
+pytestmark = skip_without(MISSING)
 
 RESULTS = {
     "one": ("layer",),
@@ -31,33 +34,12 @@ def pages(tmp_path_factory):
 
 
 @pytest.fixture
-def visit(browser, pages):  # noqa: F811
+def visit(browser, pages):
     """Open a page; collect what it complains of, what it asks for, what its policy stops."""
-    contexts = []
-
-    def open_page(name: str, width: int = 1440, theme: str = "light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme=theme,
-            reduced_motion="reduce",
-            offline=True,
+    with visits(browser, reduced_motion="reduce", offline=True) as open_page:
+        yield lambda name, width=1440, theme="light": open_page(
+            (pages / f"{name}.html").as_uri(), width, theme
         )
-        contexts.append(context)
-        page = context.new_page()
-        page.complaints, page.asked = [], []
-        page.add_init_script(
-            "window.stopped = []; addEventListener('securitypolicyviolation', "
-            "(event) => stopped.push(event.violatedDirective))"
-        )
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto((pages / f"{name}.html").as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TOL, VARIANTS, random_model, tiny_config
+from conftest import TOL, VARIANTS, padded, random_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,15 +14,6 @@ from optlens.recording import NotRecordedError
 
 TOKENS = torch.tensor([2, 10, 20, 30, 10, 50, 60])
 CLOSE = TOL[torch.float64]
-
-
-def padded(lengths: list[int], left: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(lengths)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, 101, (len(lengths), longest), generator=generator)
-    place = torch.arange(longest)
-    mask = torch.stack([place >= longest - n if left else place < n for n in lengths])
-    return tokens, mask.long()
 
 
 def test_weight_is_the_length_of_what_goes_missing_with_the_value(variant):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TOL, VARIANTS, random_model, tiny_config
+from conftest import TOL, VARIANTS, padded, random_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,15 +88,6 @@ def test_terms_add_up_on_any_model_and_padded_batch(
         torch.testing.assert_close(found.values[number], alone.values, **TOL[dtype])
         torch.testing.assert_close(found.sources[number][..., real], alone.sources, **TOL[dtype])
         assert (found.sources[number][..., ~real] == 0).all()
-
-
-def padded(lengths: list[int], left: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(lengths)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, 101, (len(lengths), longest), generator=generator)
-    place = torch.arange(longest)
-    mask = torch.stack([place >= longest - n if left else place < n for n in lengths])
-    return tokens, mask.long()
 
 
 def test_each_term_is_what_removing_that_part_alone_does(model):

@@ -8,7 +8,6 @@ clicking through menus that change with each release.
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,19 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import browser_pages
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-MISSING = [
-    name
-    for name, found in (
-        ("playwright", find_spec("playwright")),
-        ("chromium", CHROMIUM),
-        ("jupyterlab", find_spec("jupyterlab")),
-    )
-    if not found
-]
+MISSING = [*browser_pages.MISSING, *([] if find_spec("jupyterlab") else ["jupyterlab"])]
 
 RUN_ALL = """async () => { const app = window.jupyterapp, panel = app.shell.currentWidget;
     await panel.context.ready; await panel.sessionContext.ready;
@@ -110,7 +101,7 @@ def browser_on(folder: Path) -> Iterator[Any]:
     quiet += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as play:
         context = play.chromium.launch_persistent_context(
-            str(folder), executable_path=CHROMIUM, headless=True, args=quiet,
+            str(folder), executable_path=browser_pages.CHROMIUM, headless=True, args=quiet,
             viewport={"width": 1500, "height": 1000},
         )  # fmt: skip
         yield context

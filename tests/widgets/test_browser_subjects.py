@@ -3,6 +3,7 @@
 import pytest
 import test_browser_widgets as shared
 import torch
+from browser_pages import THEMES, rgb
 from conftest import random_model, tiny_config
 from sweep_results import make_result
 
@@ -11,7 +12,7 @@ from optlens.plots import STYLES
 from optlens.widgets import NeuronsView, PatchingView
 
 pytestmark = shared.pytestmark
-browser, visit = shared.browser, shared.visit
+visit = shared.visit
 
 TEXT = torch.arange(2, 62).remainder(41)
 
@@ -43,7 +44,7 @@ def pages(examples, result, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("theme", shared.THEMES)
+@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", shared.WIDTHS)
 @pytest.mark.parametrize("name", ["neurons", "patching", "pair"])
 def test_page_is_quiet_closed_and_within_its_width(visit, name, width, theme):
@@ -66,7 +67,7 @@ def test_a_neuron_is_chosen_and_its_tokens_are_shaded(visit, examples):
     triggers = page.locator(".ol-examples .ol-trigger")
     assert triggers.count() == len(found.of(1, column))
     ground = triggers.first.evaluate("(el) => getComputedStyle(el).backgroundColor")
-    assert ground == shared.rgb(STYLES["light"].ramp[-1])
+    assert ground == rgb(STYLES["light"].ramp[-1])
     assert page.locator(".ol-readout b").inner_text() == f"{best.activation:.3f}"
     assert page.locator(".ol-details button").count() == 8
     triggers.first.focus()

@@ -6,13 +6,12 @@ except on CI.
 
 import csv
 import io
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
+from browser_pages import MISSING, THEMES, rgb, skip_without, visits
 from conftest import random_model, tiny_config
-from jupyter_lab import CHROMIUM, MISSING
 
 import optlens
 from optlens.plots import STYLES
@@ -28,13 +27,9 @@ from optlens.widgets import (
     generation_part,
 )
 
-NEEDS = [name for name in MISSING if name != "jupyterlab"]
-pytestmark = pytest.mark.skipif(
-    bool(NEEDS) and os.environ.get("CI") != "true", reason=f"needs {' and '.join(NEEDS)}"
-)
+pytestmark = skip_without(MISSING)
 
 WIDTHS = (360, 800, 1440)
-THEMES = ("light", "dark")
 
 
 def attribution(recording):
@@ -83,19 +78,6 @@ VIEWS = {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert NEEDS == [], "CI must have what these tests need"
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def model():
     return random_model(tiny_config(num_hidden_layers=3, num_attention_heads=8))
 
@@ -120,38 +102,18 @@ def pages(recording, tmp_path_factory):
 @pytest.fixture
 def visit(browser, pages):
     """Open a page offline; collect what it complains of, asks for, and what its policy stops."""
-    contexts = []
+    with visits(browser, offline=True) as open_page:
 
-    def open_page(path, width: int = 1440, theme: str = "light", **options):
-        path = pages / f"{path}.html" if isinstance(path, str) else path
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, offline=True, **options
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.complaints, page.asked = [], []
-        page.add_init_script(
-            "window.stopped = []; addEventListener('securitypolicyviolation', "
-            "(event) => stopped.push(event.violatedDirective))"
-        )
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(path.as_uri())
-        return page
+        def open_file(path, width=1440, theme="light", **options):
+            path = pages / f"{path}.html" if isinstance(path, str) else path
+            return open_page(path.as_uri(), width, theme, **options)
 
-    yield open_page
-    for context in contexts:
-        context.close()
+        yield open_file
 
 
 def names(page) -> list[str]:
     """Return what the views say is selected."""
     return [" ".join(text.split()) for text in page.locator(".ol-name").all_inner_texts()]
-
-
-def rgb(color: str) -> str:
-    return f"rgb({int(color[1:3], 16)}, {int(color[3:5], 16)}, {int(color[5:7], 16)})"
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -5,11 +5,11 @@ playwright and Chromium; skipped without them, except on CI.
 """
 
 import json
-import os
 import re
 from functools import partial
 
 import pytest
+from browser_pages import skip_without
 from jupyter_lab import (
     EVALUATE,
     MISSING,
@@ -20,9 +20,7 @@ from jupyter_lab import (
     write_notebook,
 )
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) and os.environ.get("CI") != "true", reason=f"needs {' and '.join(MISSING)}"
-)
+pytestmark = skip_without(MISSING)
 
 SMALL = """\
 import ipywidgets, optlens, time, torch
