@@ -472,8 +472,6 @@ class OPTForCausalLM(OPTBase, LossMethods):
             hidden = self.decoder.finish(resid)
             logits = self._logits(keep_positions(hidden, logits_to_keep))
             loss = self.requested_loss(return_type, labels, logits, inputs)
-        if return_type is not None:
-            return {"logits": logits, "loss": loss, "both": (logits, loss)}[return_type]
         stream = (*stream, hidden) if output_hidden_states else None
         output = CausalLMOutput(loss, logits, inputs.cache, stream, patterns)
-        return as_asked(output, return_dict)
+        return as_asked(output, return_dict, return_type)

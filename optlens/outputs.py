@@ -134,8 +134,19 @@ class QuestionAnsweringOutput(ModelOutput):
         return torch.stack((self.start_logits, self.end_logits), dim=-1)
 
 
-def as_asked(output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple[Any, ...]:
-    """Return an output as it is, or as a tuple where `return_dict=False` asks for one."""
+def as_asked(
+    output: ModelOutput, return_dict: bool | None, return_type: str | None = None
+) -> ModelOutput | tuple[Any, ...] | Tensor:
+    """Return an output in the form that was asked for.
+
+    Args:
+        output: What a model has computed.
+        return_dict: False for the fields as a tuple.
+        return_type: "logits", "loss" or "both" for plain tensors; None for the output.
+    """
+    if return_type is not None:
+        main, loss = output.main, output.loss
+        return {"logits": main, "loss": loss, "both": (main, loss)}[return_type]
     return output.to_tuple() if return_dict is False else output
 
 

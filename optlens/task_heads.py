@@ -210,11 +210,9 @@ class OPTForSequenceClassification(_OPTWithHead):
             logits = self.score(hidden[rows, last.to(hidden.device)])  # [batch, label]
             checks.finite(logits, "the classifier")
             loss = None if labels is None else class_loss(self.config.problem_type, logits, targets)
-        if return_type is not None:
-            return {"logits": logits, "loss": loss, "both": (logits, loss)}[return_type]
         stream = (*stream, hidden) if output_hidden_states else None
         output = SequenceClassifierOutput(loss, logits, inputs.cache, stream, patterns)
-        return as_asked(output, return_dict)
+        return as_asked(output, return_dict, return_type)
 
     def _last_tokens(self, inputs: Inputs) -> Tensor:
         """Return the column of the token that each prompt is classified by, `[batch]`."""
@@ -350,10 +348,9 @@ class OPTForQuestionAnswering(_OPTWithHead):
             checks.finite(both, "the question answerer")
             start, end = both.unbind(-1)
             loss = None if spans is None else span_loss(start, end, *spans)
-        if return_type is not None:
-            return {"logits": both, "loss": loss, "both": (both, loss)}[return_type]
         stream = (*stream, hidden) if output_hidden_states else None
-        return as_asked(QuestionAnsweringOutput(loss, start, end, stream, patterns), return_dict)
+        output = QuestionAnsweringOutput(loss, start, end, stream, patterns)
+        return as_asked(output, return_dict, return_type)
 
     @staticmethod
     def _spans(
