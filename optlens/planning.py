@@ -329,15 +329,10 @@ def _choose_dtype(
 
 
 def _record_options(record: Any) -> dict[str, Any] | None:
-    if record is None or record is False:
+    given = _table("record", record, "what", RECORD_OPTIONS)
+    if given is None:
         return None
-    given = {} if record is True else record
-    if not isinstance(given, Mapping):
-        given = {"what": given}
-    unknown = sorted(set(given) - set(RECORD_OPTIONS))
-    if unknown:
-        raise ValueError(f"record has no option {unknown[0]!r} here; {', '.join(RECORD_OPTIONS)}.")
-    options = dict.fromkeys(RECORD_OPTIONS) | {"what": WHAT, "device": "cpu"} | dict(given)
+    options = dict.fromkeys(RECORD_OPTIONS) | {"what": WHAT, "device": "cpu"} | given
     if not isinstance(options["what"], str | Iterable):
         raise ValueError(f"record={record!r}: give True, names of what to record, or a table.")
     options["dtype"] = None if options["dtype"] is None else parse_dtype(options["dtype"])
@@ -345,15 +340,19 @@ def _record_options(record: Any) -> dict[str, Any] | None:
 
 
 def _sweep_options(sweep: Any) -> dict[str, Any] | None:
-    if sweep is None or sweep is False:
+    return _table("sweep", sweep, "site", SWEEP_OPTIONS)
+
+
+def _table(name: str, given: Any, first: str, options: Iterable[str]) -> dict[str, Any] | None:
+    """Return an argument as a table of options: None for none, {} for True, a value as the first."""
+    if given is None or given is False:
         return None
-    given = {} if sweep is True else sweep
-    if not isinstance(given, Mapping):
-        given = {"site": given}
-    unknown = sorted(set(given) - set(SWEEP_OPTIONS))
+    given = {} if given is True else given
+    table = dict(given) if isinstance(given, Mapping) else {first: given}
+    unknown = sorted(set(table) - set(options))
     if unknown:
-        raise ValueError(f"sweep has no option {unknown[0]!r} here; {', '.join(SWEEP_OPTIONS)}.")
-    return dict(given)
+        raise ValueError(f"{name} has no option {unknown[0]!r} here; {', '.join(options)}.")
+    return table
 
 
 def _advice(

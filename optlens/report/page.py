@@ -39,12 +39,28 @@ def document(title: str, body: list[Html], sheet: str) -> str:
         sheet: the style sheet.
     """
     script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"script-src '{digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    head = el(
+    head = page_head(title, policy, sheet)
+    foot = el("footer", "Made by optlens. This page loads nothing and sends nothing.")
+    # The script is part of the policy, so it is written as it was hashed.
+    page = el(
+        "html", head, el("body", el("main", body), foot, el("script", Html(script))), lang="en"
+    )
+    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def page_head(title: str, policy: str, sheet: str) -> Html:
+    """Return the head of a page that stands alone.
+
+    Args:
+        title: what the browser's tab says; cut where it is long.
+        policy: the content security policy.
+        sheet: the style sheet.
+    """
+    return el(
         "head",
         el("meta", charset="utf-8"),
         el("meta", http_equiv="Content-Security-Policy", content=policy),
@@ -54,12 +70,11 @@ def document(title: str, body: list[Html], sheet: str) -> str:
         el("link", rel="icon", href="data:,"),
         el("style", Html(sheet)),
     )
-    foot = el("footer", "Made by optlens. This page loads nothing and sends nothing.")
-    # The script is part of the policy, so it is written as it was hashed.
-    page = el(
-        "html", head, el("body", el("main", body), foot, el("script", Html(script))), lang="en"
-    )
-    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def digest(text: str) -> str:
+    """Return the hash by which a policy allows a script or a style sheet."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"
 
 
 def stylesheet() -> str:

@@ -9,7 +9,7 @@ from optlens.plots.draw import percent
 from optlens.report.markup import Html, el, token_label, visible
 from optlens.report.one_prompt import as_numpy
 from optlens.report.pieces import token
-from optlens.widgets.part import Part
+from optlens.widgets.part import Part, layer_of
 from optlens.widgets.result_view import ShownText
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ComparePart(Part):
         found, fingerprints = self.comparison, self.comparison.metadata["fingerprints"]
         return {
             "rows": found.rows,
-            "layers": [_layer_of(name) for name in found.rows],
+            "layers": [layer_of(name) for name in found.rows],
             "same_prompt": self._texts[0] == self._texts[1],
             "same_model": fingerprints[0] == fingerprints[1],
             "sides": [self._side(number) for number in (0, 1)],
@@ -142,12 +142,6 @@ class ComparePart(Part):
 
 def _floats(values: Any) -> np.ndarray:
     return as_numpy(values).astype(np.float32)
-
-
-def _layer_of(row: str) -> int | str:
-    """Return the layer of a row; of "3 | 6", which pairs two depths, that of a."""
-    first = row.split()[0]
-    return int(first) if first.isdecimal() else first
 
 
 def _without_start(text: str) -> str:

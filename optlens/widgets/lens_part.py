@@ -11,7 +11,7 @@ from optlens.report.facts import LensFacts, lens_facts
 from optlens.report.markup import Html, el
 from optlens.report.one_prompt import as_numpy
 from optlens.report.pieces import token
-from optlens.widgets.part import Part, QuestionError
+from optlens.widgets.part import Part, QuestionError, layer_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ class LensPart(Part):
         }
         return {
             "rows": facts.rows,
-            "layers": [_layer_of(name) for name in facts.rows],
+            "layers": [layer_of(name) for name in facts.rows],
             "positions": self.prompts[prompt].positions,
             "ids": facts.ids.astype(np.int32),
             "probs": facts.probs.astype(np.float32),
@@ -143,12 +143,6 @@ class LensPart(Part):
         caption = el("caption", "Logit lens: the likeliest next token after each layer")
         head_row = el("tr", el("th", "after layer"), head)
         return [el("table", caption, el("thead", head_row), el("tbody", body))]
-
-
-def _layer_of(row: str) -> int | str:
-    """Return the layer of a row: 3 of "3" and of "3 mid"; "embed" stands for itself."""
-    first = row.split()[0]
-    return int(first) if first.isdecimal() else first
 
 
 def _column_of(query: int | None, positions: list[int]) -> int:

@@ -5,13 +5,11 @@ it, known by its hash. The state lies in a data block, in which every `<` is wri
 that no token can end it.
 """
 
-import base64
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from optlens.report.markup import Html, el, visible
-from optlens.report.page import around
+from optlens.report.page import around, digest, page_head
 from optlens.widgets.arrays import as_text, packed
 from optlens.widgets.modules import page_module
 from optlens.widgets.stylesheet import stylesheet
@@ -27,19 +25,10 @@ def html_page(view: "View") -> str:
     title = visible(" ".join(view._parts[0].prompts[0].text.split()))
     sheet, script = _page_sheet() + stylesheet(), page_module(*view.kinds)
     policy = (
-        f"default-src 'none'; style-src '{_digest(sheet)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src '{digest(sheet)}'; script-src '{digest(script)}'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{title[:60]}{'…' if len(title) > 60 else ''} · optlens"),
-        el("link", rel="icon", href="data:,"),
-        el("style", Html(sheet)),
-    )
+    head = page_head(title, policy, sheet)
     body = el(
         "body",
         el("main", id="view"),
@@ -82,7 +71,3 @@ def _page_sheet() -> str:
         "main,noscript{display:block;box-sizing:border-box;max-width:90rem;margin:0 auto;"
         "padding:clamp(.5rem,2.5vw,2rem)}noscript{font-family:system-ui,sans-serif;background:#fff}\n"
     )
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

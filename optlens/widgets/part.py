@@ -77,3 +77,9 @@ class Part:
         counts = sorted({len(prompt.ids) for prompt in self.prompts})
         many = f"{len(self.prompts)} prompts, " if len(self.prompts) > 1 else ""
         return f"{many}tokens={'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
+
+
+def layer_of(row: str) -> int | str:
+    """Return the layer of a lens's row: 3 of "3", "3 mid" and "3 | 6"; "embed" stands for itself."""
+    first = row.split()[0]
+    return int(first) if first.isdecimal() else first
