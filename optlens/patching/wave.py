@@ -53,7 +53,11 @@ class Wave:
         self.columns, self.reads = columns.tolist(), reads.to(self.device)
         self.n_layers, self.length = model.config.n_layers, base.tokens.shape[1]
         self.heads = (model.config.n_heads, model.config.d_head)
-        self.all_columns = torch.arange(self.length, device=self.device)
+        # A softmax over whole vector registers takes half the time, so keys are rounded up; those
+        # that are added are masked, as they come after every query.
+        self.key_columns = torch.arange(-(-self.length // 16) * 16, device=self.device)
+        self.all_columns = self.key_columns[: self.length]
+        self.real = self._padded(base.real)
         self._united: tuple[list[Tensor], Tensor] = ([], base.final)  # see `_through`
 
     @torch.no_grad()
@@ -125,6 +129,7 @@ class Wave:
         new = [group.x[:, : group.changed] for group in flow]  # the rest is as recorded
         if block.pre_ln:
             new = self._through(new, norm)
+        self.recorded = {name: self._padded(self.base.values[name][layer]) for name in "kv"}
         keys, values = (
             self._through(new, linear) for linear in (attention.k_proj, attention.v_proj)
         )
@@ -152,6 +157,11 @@ class Wave:
         for group, (k, v) in zip(flow, keys_values, strict=True):
             group.x = self._weighted_values(layer, group, k, v)
 
+    def _padded(self, x: Tensor) -> Tensor:
+        """Add columns of zeros to `[prompts, pos, ...]`, as many as keys are rounded up by."""
+        more = len(self.key_columns) - self.length
+        return torch.cat([x, x.new_zeros(len(x), more, *x.shape[2:])], 1) if more else x
+
     def _queries(self, layer: int, group: Group, own: Tensor) -> Tensor:
         """Give queries of a group's columns, recorded ones where they cannot have changed."""
         if group.changed is None:
@@ -162,20 +172,20 @@ class Wave:
 
     def _all_keys(self, name: str, layer: int, group: Group, own: Tensor | None) -> Tensor:
         """Give keys or values of all columns, `[run, key, head, d_head]`, patched where they are."""
-        recorded = self.base.values[name][layer][group.prompts]  # a copy
+        whole = self.recorded[name].index_select(0, group.prompts)  # a copy
         if own is not None:
-            recorded[:, group.first : group.first + own.shape[1]] = own
+            whole[:, group.first : group.first + own.shape[1]] = own
         if self.windowed or group.site == name:
-            self._write(recorded, name, layer, group.rows)
-        return recorded
+            self._write(whole[:, : self.length], name, layer, group.rows)
+        return whole
 
     def _weighted_values(self, layer: int, group: Group, k: Tensor, v: Tensor) -> Tensor:
         """Compute z `[run, pos, head, d_head]` from queries, scores or a pattern in `group.x`."""
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # [run, head, key, d_head]
         columns = group.columns[:1] if group.contiguous else group.columns
-        allowed = self.all_columns <= columns.unsqueeze(-1)  # [run or 1, query, key]
+        allowed = self.key_columns <= columns.unsqueeze(-1)  # [run or 1, query, key]
         if self.base.padded:
-            allowed = allowed & self.base.real[group.prompts].unsqueeze(1)
+            allowed = allowed & self.real[group.prompts].unsqueeze(1)
         allowed = allowed.unsqueeze(1)
         x, squares = group.x, self._edits_squares(layer, group)
         if group.site not in ("attn_scores", "pattern"):
@@ -183,6 +193,7 @@ class Wave:
             if not squares:
                 z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=1.0)
                 return z.transpose(1, 2)
+            k, allowed = k[:, :, : self.length], allowed[..., : self.length]
             x = (q @ k.transpose(2, 3)).masked_fill(~allowed, -torch.inf).transpose(1, 2)
             x = self._settled(group, x, "attn_scores", layer)
         if group.site != "pattern":
@@ -192,7 +203,7 @@ class Wave:
             x = x.masked_fill(nothing, 0.0)
             if squares:
                 x = self._settled(group, x, "pattern", layer)
-        return torch.einsum("rqhk,rhke->rqhe", x, v)
+        return torch.einsum("rqhk,rhke->rqhe", x, v[:, :, : self.length])
 
     def _edits_squares(self, layer: int, group: Group) -> bool:
         """Tell whether scores or a pattern that a group computes in a block are written to."""
@@ -248,7 +259,9 @@ class Wave:
 
     def _recorded(self, name: str, layer: int, group: Group) -> Tensor:
         """Copy what the unpatched run had at a site, in a group's columns."""
-        return self.base.values[name][layer][group.prompts[:, None], group.columns]
+        tokens = group.prompts[:, None] * self.length + group.columns
+        values = self.base.values[name][layer].flatten(0, 1)
+        return values.index_select(0, tokens.flatten()).unflatten(0, tokens.shape)
 
     def _edit(self, group: Group, x: Tensor, name: str, layer: int) -> None:
         """Write a site's patched values into a group's value of that site, in place."""
@@ -344,8 +357,9 @@ class Wave:
         if len(last) != len(parts) or any(a is not b for a, b in zip(last, parts, strict=True)):
             flat = [part.flatten(0, 1) for part in parts]
             n_tokens = sum(len(part) for part in flat)
-            united = flat[0].new_zeros(_rounded_up(n_tokens), *flat[0].shape[1:])
+            united = flat[0].new_empty(_rounded_up(n_tokens), *flat[0].shape[1:])
             torch.cat(flat, out=united[:n_tokens])
+            united[n_tokens:] = 0
         result = function(united)
         shapes = [part.shape[:2] for part in parts]
         sizes = [runs * width for runs, width in shapes]
