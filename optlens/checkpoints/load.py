@@ -12,6 +12,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,7 +109,9 @@ def load_model(
     config = read_config(folder)
     for field, value in (config_fields or {}).items():
         setattr(config, field, value)
-    with _no_garbage_collection():
+    # The tokenizer's files are read while weights are converted, which leaves Python's lock free.
+    with _no_garbage_collection(), ThreadPoolExecutor(1, "optlens-tokenizer") as aside:
+        tokenizer = aside.submit(_read_tokenizer, folder, config)
         weights = Weights(find_layout(folder))
         model, places, stored = build_and_match(cls, config, weights)
         new = {name: places.pop(name) for name in list(places) if name not in stored}
@@ -143,7 +146,7 @@ def load_model(
             model.placement = dispatch(
                 model, device_map, places, stored, weights, target_dtype, quantization
             )
-    model.tokenizer = _read_tokenizer(folder, config)
+        model.tokenizer = tokenizer.result()
     return model.eval()
 
 

@@ -7,11 +7,15 @@ system is told that it need not keep a copy. So reading a file of any size takes
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +28,7 @@ from optlens.checkpoints.read import Weights
 # Large enough that the disk never waits for Python, small enough that an interrupt is felt at once.
 PIECE_BYTES = 8 * 2**20
 # PyTorch divides longer conversions among threads, which the running block has better use for.
+# In steps of this length a conversion takes twice the time, so a thread is told to stay alone first.
 _ONE_THREAD = 32_704
 ALIGNMENT = 64
 
@@ -39,6 +44,15 @@ class _Place(NamedTuple):
     start: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+class _Piece(NamedTuple):
+    """Bytes of a tensor, and the part of a target that they fill."""
+
+    file: _File
+    start: int
+    dtype: torch.dtype
+    target: Tensor
 
 
 class StoredTensors:
@@ -75,6 +89,7 @@ class StoredTensors:
                 files[path], files[path].start_of(stored), spec.shape, spec.dtype
             )
         order = {path: number for number, path in enumerate(weights.layout.files)}
+        self._spare: list[Tensor] = []  # buffers for the next who reads: new memory takes time
         self._order = {name: (order[p.file.path], p.start) for name, p in self._places.items()}
 
     def in_file_order(self, names: Iterable[str]) -> list[str]:
@@ -86,38 +101,84 @@ class StoredTensors:
         places = (self._places[name] for name in names)
         return sum(torch.Size(p.shape).numel() * p.dtype.itemsize for p in places)
 
-    def read_into(
-        self, name: str, target: Tensor, stopped: Callable[[], bool] = lambda: False
+    def fill(
+        self, targets: Mapping[str, Tensor], stopped: Callable[[], bool] = lambda: False
     ) -> None:
-        """Fill a contiguous tensor with a stored one, in the target's dtype and on its device.
+        """Fill contiguous tensors of one dtype and device with stored ones.
+
+        Where numbers are converted on the CPU, one thread converts a piece while another reads the
+        next one.
 
         Args:
-            name: The canonical name.
-            target: What to fill, of the stored shape.
+            targets: Canonical name to what to fill, of the stored shape.
             stopped: Asked between pieces; True gives up.
 
         Raises:
-            CheckpointError: If the file cannot be read or has changed.
+            CheckpointError: If a file cannot be read or has changed.
             Stopped: If `stopped` said so.
         """
-        file, start, _, dtype = self._places[name]
-        flat = target.detach().view(-1)
-        direct = dtype == flat.dtype and flat.device.type == "cpu"
-        step = PIECE_BYTES // dtype.itemsize
-        buffer = None if direct else aligned(min(step, flat.numel()), dtype)
-        for first in range(0, flat.numel(), step):
-            if stopped():
-                raise Stopped
-            part = flat[first : first + step]
-            raw = part if direct else buffer[: part.numel()]
-            file.read(start + first * dtype.itemsize, raw)
-            if not direct:
-                _convert(raw, part)
+        pieces, turn, given_up = self._pieces(targets), threading.Lock(), threading.Event()
+
+        def read_one(buffer: Tensor) -> tuple[Tensor, Tensor] | None:
+            with turn:  # pieces are read in their order, one at a time
+                piece = None if given_up.is_set() else next(pieces, None)
+                if piece is None:
+                    return None
+                if stopped():
+                    raise Stopped
+                raw = target = piece.target
+                if target.dtype != piece.dtype or target.device.type != "cpu":
+                    raw = buffer.view(piece.dtype)[: target.numel()]
+                piece.file.read(piece.start, raw)
+                return raw, target
+
+        def work() -> None:
+            buffer = self._spare_buffer()
+            try:
+                while (found := read_one(buffer)) is not None:
+                    raw, target = found
+                    if raw is not target:
+                        _convert(raw, target)
+            except BaseException:
+                given_up.set()
+                raise
+            finally:
+                self._spare.append(buffer)
+
+        if not any(self._converts(name, target) for name, target in targets.items()):
+            work()
+            return
+        with ThreadPoolExecutor(2, "optlens-read", _stay_on_one_core) as pool:
+            both = [pool.submit(work), pool.submit(work)]
+            try:
+                for each in both:
+                    each.result()
+            except BaseException:  # an interrupt, too
+                given_up.set()
+                raise
+
+    def _pieces(self, targets: Mapping[str, Tensor]) -> Iterator[_Piece]:
+        """Divide what is to be read, in the order of the files."""
+        for name in self.in_file_order(targets):
+            file, start, _, dtype = self._places[name]
+            for part in targets[name].detach().view(-1).split(PIECE_BYTES // dtype.itemsize):
+                yield _Piece(file, start, dtype, part)
+                start += part.numel() * dtype.itemsize
+
+    def _converts(self, name: str, target: Tensor) -> bool:
+        """Tell whether filling a target takes a second thread's time."""
+        return target.device.type == "cpu" and target.dtype != self._places[name].dtype
+
+    def _spare_buffer(self) -> Tensor:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return aligned(PIECE_BYTES, torch.uint8)
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a stored tensor in memory of its own, which starts at a multiple of 64 bytes."""
         target = aligned(self._places[name].shape, dtype, device)
-        self.read_into(name, target)
+        self.fill({name: target})
         return target
 
 
@@ -140,8 +201,24 @@ def aligned(
     return whole[skipped : skipped + n_elements].view(shape)
 
 
+@cache
+def _openmp() -> ctypes.CDLL:
+    return ctypes.CDLL(torch._C.__file__)  # knows the OpenMP that PyTorch came with
+
+
+def _stay_on_one_core() -> None:
+    """Have what PyTorch computes in this thread not be divided among threads.
+
+    `torch.set_num_threads` would say so for every thread that begins later, too. Where OpenMP is
+    not to be found nothing changes, and `_convert` goes on in small steps.
+    """
+    torch.get_num_threads()  # this is when a new thread is told the common number
+    with suppress(OSError, AttributeError):
+        _openmp().omp_set_num_threads(1)
+
+
 def _convert(raw: Tensor, target: Tensor) -> None:
-    if target.device.type != "cpu":
+    if target.device.type != "cpu" or torch.get_num_threads() == 1:
         target.copy_(raw)
         return
     for source, place in zip(raw.split(_ONE_THREAD), target.split(_ONE_THREAD), strict=True):

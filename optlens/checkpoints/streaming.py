@@ -225,10 +225,11 @@ class Streamer:
         return self._samples[stored]
 
     def _fill(self, layer: int, buffer: _Buffer, stopped: Callable[[], bool]) -> None:
-        local = {stored: name for name, stored in self._names[layer].items()}
-        for stored in self._stored.in_file_order(local):
-            target = buffer.parameters[local[stored]].data
-            self._stored.read_into(stored, target, stopped)
+        targets = {
+            stored: buffer.parameters[name].data for name, stored in self._names[layer].items()
+        }
+        self._stored.fill(targets, stopped)
+        for stored, target in targets.items():
             if stored not in self._samples:
                 self._samples[stored] = weight_sample(target).to("cpu", torch.float32, copy=True)
         buffer.layer = layer

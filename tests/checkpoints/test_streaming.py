@@ -217,13 +217,13 @@ def test_runs_of_two_threads_take_turns(folder: Path):
 def test_at_most_two_blocks_are_in_memory_and_each_byte_is_read_once(folder: Path, monkeypatch):
     model = streamed(folder)
     held, read = set(), []
-    original = stored_tensors.StoredTensors.read_into
+    original = stored_tensors.StoredTensors.fill
 
-    def counted(self, name, target, *rest):
-        read.append(name)
-        return original(self, name, target, *rest)
+    def counted(self, targets, *rest):
+        read.extend(targets)
+        return original(self, targets, *rest)
 
-    monkeypatch.setattr(stored_tensors.StoredTensors, "read_into", counted)
+    monkeypatch.setattr(stored_tensors.StoredTensors, "fill", counted)
     hooks = [
         (f"blocks.{n}.hook_mlp_out", lambda x, hook: held.add(tuple(shown(model))))
         for n in range(5)
