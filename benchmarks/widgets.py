@@ -1,17 +1,21 @@
-"""How long the views take in a real JupyterLab, and what they hold of the browser's memory.
+"""How long the views take in a real JupyterLab and as pages, and what they hold of memory.
 
     python benchmarks/widgets.py                     # the sizes below; needs 6 GB of main memory
+    python benchmarks/widgets.py --only pages        # or short, or long; several with commas
     python benchmarks/widgets.py --small             # a rehearsal on a small machine
 
-Patterns are made up, with the shapes of real ones: what is measured is the way from a recording to
-the screen. Times are medians of several runs in one browser; "painted" is the first frame in which
-the large pattern is drawn. Needs JupyterLab, playwright and Chromium, as the tests do.
+Patterns are made up, with the shapes of real ones and in float16: what is measured is the way from a
+recording to the screen. Times are medians of several runs in one browser; "painted" is the first
+frame in which the large pattern is drawn, or a page's last picture. The pages are those of the demo
+checkpoint's recording, opened from a file without a network. Needs JupyterLab, playwright and
+Chromium, as the tests do.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -26,6 +30,7 @@ from jupyter_lab import RUN_ALL, browser_on, open_notebook, server, write_notebo
 
 FULL = {"short": (12, 12, 128), "long": (32, 32, 1024)}
 SMALL = {"short": (4, 4, 64), "long": (8, 8, 512)}
+PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 MAKE = """\
 import time, torch, optlens
@@ -33,8 +38,10 @@ from optlens.recording import Recording
 
 def made_up(layers, heads, pos):
     config = dict(num_hidden_layers=layers, num_attention_heads=heads, vocab_size=100, hidden_size=64)
-    pattern = torch.rand(1, layers, heads, pos, pos).tril_().pow_(8)
-    pattern /= pattern.sum(-1, keepdim=True)
+    pattern = torch.empty(1, layers, heads, pos, pos, dtype=torch.float16)
+    for head in pattern[0].flatten(0, 1):  # one after the other: nothing of this size in float32
+        weights = torch.rand(pos, pos).tril_().pow_(8)
+        head.copy_(weights / weights.sum(-1, keepdim=True))
     facts = dict(layers=list(range(layers)), heads=list(range(heads)), positions=list(range(pos)),
         columns=[list(range(pos))], is_batch=False, what=["attention"], prompts=["made up"],
         str_tokens=[["x"] * pos], labels={}, config=config)
@@ -43,9 +50,9 @@ def made_up(layers, heads, pos):
     return Recording(tensors, facts)
 
 torch.manual_seed(0)
-SHORT, LONG = made_up(*%(short)s), made_up(*%(long)s)
+recording = made_up(*%s)
 """
-SHOW = "start = time.time()\nview = %s.show()\nview"
+SHOW = "start = time.time()\nview = recording.show()\nview"
 
 # Notes the time of the frame after the large pattern was drawn in the output of a cell.
 WATCH = """(number) => { window.painted = null; const look = () => {
@@ -75,63 +82,108 @@ HOVER = """(number) => { const square = document.querySelector(`[data-windowed-l
         times.push(performance.now() - start);
     }
     return times; }""".replace("%%", "%")
-PYTHON = """async () => { const panel = window.jupyterapp.shell.currentWidget;
-    const future = panel.sessionContext.session.kernel.requestExecute({ code: 'print(start)' });
+PYTHON = """async (code) => { const panel = window.jupyterapp.shell.currentWidget;
+    const future = panel.sessionContext.session.kernel.requestExecute({ code });
     let said = ''; future.onIOPub = (message) => { said += message.content.text ?? ''; };
     await future.done; return Number(said); }"""
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)"
+# Milliseconds from asking for a page to the frame after its last picture.
+PAINTED = """() => new Promise((resolve) => { const look = () => {
+    const canvas = document.querySelector('.ol-square canvas');
+    const done = document.readyState === 'complete' && (canvas ? canvas.width > 1 : !document.querySelector('#view'));
+    if (done) requestAnimationFrame(() => resolve(performance.now())); else requestAnimationFrame(look); };
+    look(); })"""
 
 
-def show(page: Any, number: int, repeats: int) -> list[float]:
-    """Return seconds from `rec.show()` to painted, for several runs of a cell."""
+def show(page: Any, repeats: int) -> list[float]:
+    """Return seconds from `recording.show()` to painted, for several runs of the cell."""
     found = []
     for _ in range(repeats):
         page.evaluate(
-            "(number) => window.jupyterapp.shell.currentWidget.content.widgets[number].model.clearExecution()",
-            number,
+            "window.jupyterapp.shell.currentWidget.content.widgets[1].model.clearExecution()"
         )
-        page.evaluate(WATCH, number)
-        page.evaluate(RUN, number)
+        page.evaluate(WATCH, 1)
+        page.evaluate(RUN, 1)
         page.wait_for_function("window.painted", timeout=120_000)
-        found.append(page.evaluate("window.painted") / 1000 - page.evaluate(PYTHON))
+        found.append(page.evaluate("window.painted") / 1000 - page.evaluate(PYTHON, "print(start)"))
     return found
 
 
-def layer_changes(page: Any, number: int, layers: int, heads: int, repeats: int) -> list[float]:
+def layer_changes(page: Any, layers: int, heads: int, repeats: int) -> list[float]:
     """Return milliseconds from a click on a head that is not here yet to its pattern painted."""
     found = []
     for step in range(repeats):
         layer, head = (layers - 2 - 2 * step) % layers, (4 * step) % heads
         page.locator(
-            f"[data-windowed-list-index='{number}'] .ol-head[aria-label^='layer {layer}, head {head}']"
+            f"[data-windowed-list-index='1'] .ol-head[aria-label^='layer {layer}, head {head}']"
         ).scroll_into_view_if_needed()
-        found.append(page.evaluate(CLICK, [number, layer, head]))
+        found.append(page.evaluate(CLICK, [1, layer, head]))
     return found
 
 
-def measure(sizes: dict[str, tuple[int, int, int]], repeats: int) -> dict[str, Any]:
-    """Run everything once in a fresh server and browser; return the figures."""
-    results: dict[str, Any] = {"sizes": sizes}
+def browser_memory(profile: Path) -> float:
+    """Return what all processes of the browser on a profile hold, in MB; shared pages count once."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(profile).encode() in (process / "cmdline").read_bytes():
+                found = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.M)
+                total += int(found[1])
+        except (OSError, TypeError):  # it has just ended, or has no memory of its own
+            continue
+    return total / 1000
+
+
+def measure_lab(size: tuple[int, int, int], repeats: int) -> dict[str, list[float]]:
+    """Show one recording in a fresh server, kernel and browser; return the figures."""
+    layers, heads, _ = size
+    results: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cells = (MAKE % sizes, SHOW % "SHORT", SHOW % "LONG")
-        write_notebook(folder / "views.ipynb", *cells)
+        write_notebook(folder / "views.ipynb", MAKE % (size,), SHOW)
         with server(folder) as address, browser_on(folder / "profile") as browser:
             page = open_notebook(browser, address, "views.ipynb")
+            empty = browser_memory(folder / "profile")
             page.evaluate(RUN_ALL)
-            page.wait_for_function(
-                "document.querySelectorAll('.ol-square').length > 0", timeout=300_000
-            )
-            for key, number in (("short", 1), ("long", 2)):
-                layers, heads, _ = sizes[key]
-                results[f"{key}: show() to painted, s"] = show(page, number, repeats)
-                page.wait_for_timeout(2000)  # small pictures that are still on their way
-                results[f"{key}: one movement of the mouse, ms"] = page.evaluate(HOVER, number)
-                results[f"{key}: another layer, ms"] = layer_changes(
-                    page, number, layers, heads, repeats
-                )
+            page.wait_for_selector(".ol-square", timeout=300_000)
+            results["show() to painted, s"] = show(page, repeats)
+            page.wait_for_timeout(2000)  # small pictures that are still on their way
+            results["one movement of the mouse, ms"] = page.evaluate(HOVER, 1)
+            results["another layer, ms"] = layer_changes(page, layers, heads, repeats)
             page.request_gc()
             used = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
-            results["browser: JavaScript heap at the end, MB"] = [used]
+            results["JavaScript heap at the end, MB"] = [used]
+            results["browser before the notebook was run, MB"] = [empty]
+            results["browser at the end, MB"] = [browser_memory(folder / "profile")]
+            results["largest size of the kernel, MB"] = [page.evaluate(PYTHON, PEAK)]
+    return results
+
+
+def opened(browser: Any, path: Path) -> float:
+    """Return milliseconds from asking for a page to painted, in a new tab."""
+    page = browser.new_page()
+    page.goto(path.as_uri(), wait_until="commit")
+    painted = page.evaluate(PAINTED)
+    page.close()
+    return painted
+
+
+def measure_pages(repeats: int) -> dict[str, list[float]]:
+    """Open pages of the demo recording from files, each time in a fresh browser profile."""
+    import optlens
+
+    recording = optlens.load().record(PROMPT)
+    results: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pages = {"rec.to_html()": recording, "rec.show().to_html()": recording.show()}
+        with browser_on(folder / "profile") as browser:
+            browser.set_offline(True)
+            for number, (key, source) in enumerate(pages.items()):
+                path = folder / f"{number}.html"
+                source.to_html(path)
+                results[f"{key}: size, MB"] = [path.stat().st_size / 1e6]
+                results[f"{key}: painted, ms"] = [opened(browser, path) for _ in range(repeats)]
     return results
 
 
@@ -139,14 +191,23 @@ def main() -> None:
     """Print a line for each figure, and write all samples to `benchmarks/results/widgets.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="small sizes, two repeats")
+    parser.add_argument("--only", default="pages,short,long", help="some of pages, short, long")
     options = parser.parse_args()
-    results = measure(SMALL if options.small else FULL, 2 if options.small else 5)
-    print("layers, heads, tokens:", results["sizes"])
-    for name, values in results.items():
-        if name != "sizes":
-            print(f"{name:44} median {statistics.median(values):9.2f}   largest {max(values):9.2f}")
-    (HERE / "results").mkdir(exist_ok=True)
-    path = HERE / "results" / "widgets.json"
+    sizes, repeats = (SMALL, 2) if options.small else (FULL, 5)
+    path = HERE / "results" / f"widgets{'-small' if options.small else ''}.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.only.split(","):
+        if name == "pages":
+            results[name] = measure_pages(repeats)
+        else:
+            results[name] = {"layers, heads, tokens": sizes[name]} | measure_lab(
+                sizes[name], repeats
+            )
+        print(name, *results[name].pop("layers, heads, tokens", ()))
+        for figure, values in results[name].items():
+            median, most = statistics.median(values), max(values)
+            print(f"  {figure:40} median {median:9.2f}   largest {most:9.2f}", flush=True)
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1))
     print(f"written to {path}")
 

@@ -1,4 +1,4 @@
-"""The command line: `optlens record`, `patch`, `generate`, `plan`, `convert` and `lab`.
+"""The command line: `optlens record`, `patch`, `generate`, `plan`, `convert`, `export` and `lab`.
 
 What a command finds goes to standard output, what it is doing to standard error. A wrong argument,
 prompt or file ends it with one message and status 2, anything unexpected with status 1; nobody is
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optlens
-from optlens import cli_generate
+from optlens import cli_export, cli_generate
 from optlens.cli_tools import check_targets, read_text, screen, step
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ examples:
   optlens generate "Once upon a time" --max-new-tokens 50 --stream
   optlens plan opt-30b --memory cuda:0=24GiB,cpu=64GiB
   optlens convert downloads/opt-66b opt-66b --dtype float16
+  optlens export tour.ipynb -o tour.html
   optlens lab
 """
 
@@ -217,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_generate.add_command(commands)
     _add_plan(commands)
     _add_convert(commands)
+    cli_export.add_command(commands)
 
     command = commands.add_parser(
         "lab",

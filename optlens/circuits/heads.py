@@ -51,6 +51,7 @@ LABELS = {
     "entropy": "entropy of attention (nats)",
     "distance": "mean distance (tokens)",
 }
+_AT_ONCE = 2**20  # weights
 
 
 @dataclass(eq=False)
@@ -256,6 +257,7 @@ class _Places:
             self.hidden |= key == 0
         if "current" in exclude:
             self.hidden |= key == query
+        self.hides = bool(self.hidden.any())
         wanted = (key == query - 1, duplicate, induction)
         self.wanted = {
             kind: found & ~self.hidden for kind, found in zip(MATCHES, wanted, strict=True)
@@ -273,8 +275,18 @@ class _Places:
         Args:
             attention: Of one layer and prompt, `[head, query, key]`.
         """
+        # Some heads at a time: what lies in the processor's cache is read over and over.
+        at_once = max(1, _AT_ONCE // max(1, attention.shape[-2] * attention.shape[-1]))
+        parts = [self._scores(heads) for heads in attention.split(at_once)]
+        return {kind: torch.cat([part[kind] for part in parts]) for kind in KINDS}
+
+    def _scores(self, attention: Tensor) -> dict[str, Tensor]:
         device = attention.device
-        whole = widened(attention[:, self.rows.to(device)][:, :, self.keys.to(device)])
+        if len(self.rows) < attention.shape[-2]:
+            attention = attention[:, self.rows.to(device)]
+        if len(self.keys) < attention.shape[-1]:
+            attention = attention[..., self.keys.to(device)]
+        whole = widened(attention)
         found = {
             "first_token": whole[..., 0],
             "entropy": torch.special.entr(whole).sum(-1),
@@ -284,9 +296,9 @@ class _Places:
             kind: each[:, self.counted[kind].to(device)].mean(-1).cpu()
             for kind, each in found.items()
         }
-        left = whole.masked_fill(self.hidden.to(device), 0.0)
-        for kind, wanted in self.wanted.items():
-            counted = left[:, self.counted[kind].to(device)]
-            hits = counted * wanted[self.counted[kind]].to(counted)
-            result[kind] = (hits.sum((-2, -1)) / counted.sum((-2, -1))).cpu()
+        left = whole.masked_fill(self.hidden.to(device), 0.0) if self.hides else whole
+        weights = left.sum(-1)
+        for kind, wanted in self.wanted.items():  # they lie in rows that count
+            hits = left.flatten(1) @ wanted.to(left).flatten()
+            result[kind] = (hits / weights[:, self.counted[kind].to(device)].sum(-1)).cpu()
         return result

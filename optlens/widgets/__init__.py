@@ -14,6 +14,7 @@ Example:
 """
 
 from optlens.widgets.circuit_views import AttributionView
+from optlens.widgets.export import export_notebook
 from optlens.widgets.neuron_view import NeuronsView
 from optlens.widgets.patching_view import PatchingView
 from optlens.widgets.result_views import CompareView, GenerationView
@@ -31,4 +32,5 @@ __all__ = [
     "PatchingView",
     "ResidualView",
     "Selection",
+    "export_notebook",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from optlens.circuits import HeadScores
 from optlens.plots.draw import percent
@@ -220,8 +221,18 @@ class AttentionPart(Part):
     def _thumbs(self, prompt: int, rows: Any, weighted: bool) -> np.ndarray:
         one, step = self.prompts[prompt], self._step(prompt, THUMB)
         future = pooled_future(one.future, step)
-        small = (pool_max(self._pattern(one, row, weighted=weighted), step) for row in rows)
-        return np.stack([levels(layer, future) for layer in small])
+        return np.stack([levels(self._pooled(one, row, step, weighted), future) for row in rows])
+
+    def _pooled(self, one: OnePrompt, row: int, step: int, weighted: bool = False) -> np.ndarray:
+        """Return weights of a layer, `[head, query, key]`, `step` cells to one."""
+        if weighted:
+            return pool_max(self._pattern(one, row, weighted=True), step)
+        chosen = _of_prompt(one.pick(self.patterns)[row], one)
+        if chosen.dtype not in (torch.float16, torch.bfloat16):
+            return pool_max(as_numpy(chosen), step)
+        # The bits of weights are in the order of the weights: only what is left need be widened.
+        bits = pool_max(chosen.detach().cpu().view(torch.int16).numpy(), step)
+        return as_numpy(torch.from_numpy(bits).view(chosen.dtype))
 
     def _cells(self, prompt: int) -> int:
         one = self.prompts[prompt]

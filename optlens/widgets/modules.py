@@ -74,7 +74,7 @@ def view_module(*kinds: str) -> str:
     table = ", ".join(f"{kind}: {kind}View" for kind in kinds)
     entry = (
         "export default {\n  render(given) {\n    "
-        f"return renderView(given, {{ {table} }});\n  }},\n}};\n"
+        f"return renderOrTell(given, {{ {table} }});\n  }},\n}};\n"
     )
     return f"{joined(*(f'{kind}.js' for kind in kinds), 'shell.js')}\n{entry}"
 
@@ -84,7 +84,15 @@ def page_module(*kinds: str) -> str:
     """Return the module of a page that shows such parts without Python."""
     table = ", ".join(f"{kind}: {kind}View" for kind in kinds)
     parts = joined(*(f"{kind}.js" for kind in kinds), "shell.js", "standin.js")
-    return f"{parts}\nstartPage(document, (given) => renderView(given, {{ {table} }}));\n"
+    return f"{parts}\nstartPage(document, (given) => renderOrTell(given, {{ {table} }}));\n"
+
+
+@functools.cache
+def notebook_module(*kinds: str) -> str:
+    """Return the module of a notebook's page, which draws such parts wherever they stand."""
+    table = ", ".join(f"{kind}: {kind}View" for kind in kinds)
+    parts = joined(*(f"{kind}.js" for kind in kinds), "shell.js", "notebook.js")
+    return f"{parts}\nstartNotebook(document, (given) => renderView(given, {{ {table} }}));\n"
 
 
 def _exports(source: str) -> set[str]:

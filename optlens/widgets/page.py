@@ -33,7 +33,7 @@ def html_page(view: "View") -> str:
         "body",
         el("main", id="view"),
         el("noscript", view._fallback()),
-        el("script", Html(_escaped(contents(view))), type="application/json", id="contents"),
+        el("script", Html(escaped(contents(view))), type="application/json", id="contents"),
         el("script", Html(script), type="module"),
     )
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
@@ -55,7 +55,8 @@ def contents(view: "View") -> dict[str, Any]:
     return packed(filled, as_text)
 
 
-def _escaped(value: Any) -> str:
+def escaped(value: Any) -> str:
+    """Return JSON that can stand inside a script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Inside a script these two are line ends to some parsers; `<` could end or open a tag.
     for char in "<\u2028\u2029":

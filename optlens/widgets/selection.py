@@ -39,8 +39,13 @@ class Selection(Widget):
     value = traitlets.Dict().tag(sync=True)
 
     def __init__(self, **traits: Any) -> None:
-        self._last = dict.fromkeys(PLACES) | {"prompt": 0}
+        self._last = self.nothing()
         super().__init__(**{"value": self._last} | traits)
+
+    @staticmethod
+    def nothing() -> dict[str, Any]:
+        """Return the selection of the first prompt, and nothing in it."""
+        return dict.fromkeys(PLACES) | {"prompt": 0}
 
     @traitlets.validate("value")
     def _complete(self, proposal: Any) -> dict[str, Any]:

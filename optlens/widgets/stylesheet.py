@@ -21,7 +21,7 @@ def stylesheet() -> str:
     first = Path(__file__).with_name("view.css")
     others = sorted(path for path in first.parent.glob("*.css") if path != first)
     sheet = "\n".join(path.read_text(encoding="utf-8") for path in (first, *others))
-    light, dark = (_variables(name) for name in ("light", "dark"))
+    light, dark = (variables(name) for name in ("light", "dark"))
     return "\n".join(
         [
             f".ol{{color-scheme:light;{light}}}",
@@ -33,7 +33,8 @@ def stylesheet() -> str:
     )
 
 
-def _variables(name: str) -> str:
+def variables(name: str) -> str:
+    """Return a theme's colours as CSS variables."""
     look = STYLES[name]
     values = {key: getattr(look, key) for key in ("paper", "ink", "muted", "rule", "masked")}
     values |= around(name)

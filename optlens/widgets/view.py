@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from optlens.recording import Recording
 
 
+# Goes into every saved state. To be raised when the modules can no longer draw an earlier one.
+STATE_FORMAT = 1
+
+
 class View(anywidget.AnyWidget):
     """Show parts of one recording; `AttentionView` and its neighbours say which.
 
@@ -44,6 +48,7 @@ class View(anywidget.AnyWidget):
     kinds: tuple[str, ...] = ()
     _css = stylesheet()
 
+    state_format = traitlets.Int(STATE_FORMAT, read_only=True).tag(sync=True)
     prompts = traitlets.List().tag(sync=True)
     parts = traitlets.List().tag(sync=True)
     selection = traitlets.Instance(Selection).tag(sync=True, **widget_serialization)

@@ -263,3 +263,11 @@ def test_layers_can_be_scored_alone(demo):
     torch.testing.assert_close(fresh.entropy, one.entropy, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="no layer 1; it has"):
         circuits.head_scores(None, recording, layers=[1, 2])
+
+
+def test_heads_scored_one_at_a_time_have_the_scores_of_all_at_once(demo, monkeypatch):
+    whole = circuits.head_scores(demo, "When Mary and John went to the store, John gave a drink to")
+    monkeypatch.setattr("optlens.circuits.heads._AT_ONCE", 1)
+    alone = circuits.head_scores(demo, "When Mary and John went to the store, John gave a drink to")
+    for kind in KINDS:
+        torch.testing.assert_close(alone[kind], whole[kind], equal_nan=True, **TOL[torch.float32])

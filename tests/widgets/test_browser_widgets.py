@@ -6,6 +6,7 @@ except on CI.
 
 import csv
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -449,6 +450,19 @@ def test_page_tells_the_main_things_without_its_script(browser, pages):
     assert tables.count() == 3 and tables.first.is_visible()
     assert page.locator("noscript img").first.evaluate("(image) => image.naturalWidth") > 100
     context.close()
+
+
+@pytest.mark.parametrize("lost", ['"positions":', '"parts":', '"tokens":'])
+def test_a_state_that_lacks_something_is_named(visit, pages, tmp_path, lost):
+    """As of an old notebook, or of one that somebody has cut."""
+    text = (pages / "attention.html").read_text(encoding="utf-8")
+    head, held, rest = re.split(r'(?<=id="contents">)|(?=</script><script type="module")', text)
+    (tmp_path / "page.html").write_text(head + held.replace(lost, '"lost":') + rest)
+    page = visit(tmp_path / "page.html")
+    trouble = page.get_by_role("alert")
+    trouble.wait_for()
+    assert "not complete, or of another version. Run its cell again." in trouble.inner_text()
+    assert page.complaints == [] and page.evaluate("stopped") == []
 
 
 def test_page_prints_without_its_buttons(visit):

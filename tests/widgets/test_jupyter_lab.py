@@ -20,6 +20,8 @@ from jupyter_lab import (
     write_notebook,
 )
 
+from optlens.widgets import export_notebook
+
 pytestmark = skip_without(MISSING)
 
 SMALL = """\
@@ -202,6 +204,32 @@ def test_views_are_saved_with_what_is_selected(lab):
     output_of = saved["cells"][0]["outputs"][0]["data"]
     assert "<table>" in "".join(output_of["text/html"])
     assert output_of["text/plain"][0].startswith("Explorer(lens, attention, residual; ")
+
+
+def test_a_saved_notebook_is_exported_with_its_views_linked(lab):
+    made = export_notebook(lab.folder / "views.ipynb")
+    assert (made.views, made.notes) == (4, ())
+    page = lab.context.new_page()
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    away = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", away)
+    page.goto(made.path.as_uri())
+    page.wait_for_function("document.querySelectorAll('.nb-view .ol-section').length === 6")
+    views = page.locator(".ol")
+    selected = views.nth(0).locator(".ol-attention .ol-name")
+    assert selected.inner_text() == "Layer 4, head 3"  # as it was saved
+    views.nth(1).locator(".ol-head[aria-label^='layer 2, head 6']").click()
+    assert selected.inner_text() == "Layer 2, head 6"
+    assert "After layer 2" in views.nth(3).locator(".ol-name").first.inner_text()
+    far = views.nth(2)  # of a long prompt the state has small pictures alone
+    far.locator(".ol-head[aria-label^='layer 1, head 1']").click()
+    far.locator(".ol-readout", has_text="This page does not hold that").wait_for()
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert said == []
+    page.close()
 
 
 def test_a_kernel_that_is_gone_is_named(lab):

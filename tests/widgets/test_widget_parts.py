@@ -202,6 +202,16 @@ def test_scores_of_a_padded_prompt_are_its_own(model):
     assert np.isnan(part.scores(0, "induction")).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_pictures_of_half_precision_are_those_of_its_numbers(recording, monkeypatch, dtype):
+    monkeypatch.setattr(attention_part, "THUMB", 3)
+    recording._tensors["attention"] = recording.attention[None].to(dtype)
+    half = AttentionPart(recording).state(0)["thumbs"]
+    recording._tensors["attention"] = recording._tensors["attention"].float()
+    np.testing.assert_array_equal(half, AttentionPart(recording).state(0)["thumbs"])
+    assert len(np.unique(half)) > 10
+
+
 def test_plain_markup_of_a_long_prompt_reads_one_layer(recording, monkeypatch):
     monkeypatch.setattr(attention_part, "EAGER_CELLS", 0)
     asked = []

@@ -17,6 +17,17 @@ const STATES = {
   gone: "Saved view without a kernel: run the cell again for what is missing.",
 };
 
+/** Draw a view as `renderView` does, or say in its place that it cannot be drawn. */
+export async function renderOrTell(given, modules) {
+  try {
+    return await renderView(given, modules);
+  } catch (error) {
+    const words = "This view cannot be drawn: what was saved of it is not complete, or of another version. Run its cell again.";
+    given.el.replaceChildren(h("div.ol", {}, h("div.ol-status", { role: "alert" }, `${words} (${error.message})`)));
+    return () => {};
+  }
+}
+
 /**
  * Draw a view into an element.
  * @param {{ model: object, el: HTMLElement }} given as anywidget gives them

@@ -33,11 +33,11 @@ export function questionKey(question) {
 
 /**
  * Return the model of a view over what a page holds.
- * @param {{ state: object, selected: object, answers: [object, any][] }} contents
+ * @param {{ state: object, selected?: object, answers: [object, any][] }} contents
+ * @param {object} shared the model of the selection, where several views have one
  */
-export function pageModel({ state, selected, answers }) {
+export function pageModel({ state, selected, answers }, shared = plainModel({ value: selected })) {
   const known = new Map(answers.map(([question, answer]) => [questionKey(question), answer]));
-  const shared = plainModel({ value: selected });
   const model = plainModel(state);
   model.widget_manager = { get_model: async () => shared };
   model.send = ({ id, question }) => {
