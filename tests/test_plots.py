@@ -56,6 +56,21 @@ def every_figure(tokens: list[str], look: str):
         ),
         "next_tokens": plots.next_tokens(tokens[:5], table[0, :5], style=look),
         "waterfall": plots.waterfall(random.normal(size=count), tokens, style=look),
+        "contribution_graph": plots.contribution_graph(
+            [(1.0, "L0H0", (0, i), (1, count - 1)) for i in range(count)],
+            tokens,
+            rows=["embed", "0 mid"],
+            style=look,
+        ),
+        "stages": plots.stages(  # a model has few of them, whatever the prompt
+            tokens[:20],
+            tokens[:20],
+            table[:4, :20].T,
+            table[:, :20].T,
+            stream=[False] * len(tokens[:20]),
+            groups=tokens[:20],
+            style=look,
+        ),
     }
 
 
@@ -309,3 +324,39 @@ def test_importing_plots_does_not_load_matplotlib():
 def test_what_does_not_fit_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- graphs and stages ---------------------------------------------------------------------------
+
+
+def test_edges_differ_by_form_and_are_as_wide_as_their_weight():
+    edges = [
+        (0.5, "residual", (0, 3), (1, 3)),
+        (0.2, "L0H1", (0, 0), (1, 3)),
+        (0.9, "mlp0", (1, 3), (2, 3)),
+    ]
+    axes = plots.contribution_graph(edges, list("abcd"), rows=["embed", "0 mid", "0 post"]).axes[0]
+    widths = [patch.get_linewidth() for patch in axes.patches]
+    assert widths == sorted(widths) and widths[-1] == pytest.approx(0.5 + 6 * 0.9)
+    assert len({to_hex(patch.get_edgecolor()) for patch in axes.patches}) == 3
+    assert [line.get_marker() for line in axes.lines] == ["D"]  # the MLP's
+    # tokens that no edge reaches are left out
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a 0", "d 3"]
+    with pytest.raises(ValueError, match="row 3, column 0"):
+        plots.contribution_graph([(0.1, "mlp0", (0, 0), (3, 0))], ["a"], rows=["embed"])
+    with pytest.raises(ValueError, match="weight 1.5"):
+        plots.contribution_graph([(1.5, "mlp0", (0, 0), (0, 0))], ["a"], rows=["embed"])
+
+
+def test_stages_of_the_stream_sit_on_it_and_the_others_beside():
+    measures = [[0.0, 1.0, -2.0, 2.0], [3.0, 0.5, 1.0, 5.0]]
+    figure = plots.stages(
+        ["resid_pre", "q"], ["4 × 8", "4 × 2"], measures, [[1, 2], [2, 1]], stream=[True, False]
+    )
+    boxes = [patch for patch in figure.axes[0].patches if hasattr(patch, "get_boxstyle")]
+    stream, beside = (patch.get_x() for patch in boxes)
+    assert stream < 1.75 < stream + boxes[0].get_width() and beside > 1.75
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "0 ± 1" in texts and "3 ± 0.5" in texts and "−2" in texts
+    with pytest.raises(ValueError, match="counts has 1 rows for 2"):
+        plots.stages(["a", "b"], ["", ""], measures, [[1]], stream=[True, False])

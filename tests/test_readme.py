@@ -39,12 +39,19 @@ def shows_views(names, printed, folder):
     assert (folder / "heads.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+def shows_stages(names, printed, folder):
+    assert names["drawn"].selected["layer"] == names["heads"].selected["layer"] == 3
+    assert "blocks.3.attn.hook_z" in names["drawn"]._parts[0].measured[0]
+    assert (folder / "model.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
 def shows_a_cause(names, printed, folder):
     assert names["result"].normalized.max() > 0.3  # some head brings a good part of the answer back
 
 
 def shows_who_wrote(names, printed, folder):
     assert abs(names["parts"].error) < 1e-4
+    assert any(edge.part.startswith("L") for edge in names["ways"].routes())
 
 
 def shows_neurons(names, printed, folder):
@@ -69,6 +76,7 @@ def shows_training(names, printed, folder):
 SHOWS = {
     "Ten lines": shows_ten_lines,
     "See it in a notebook": shows_views,
+    "The model, stage by stage": shows_stages,
     "What causes the answer": shows_a_cause,
     "Who wrote the answer": shows_who_wrote,
     "Neurons, and two runs side by side": shows_neurons,

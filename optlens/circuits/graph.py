@@ -26,7 +26,7 @@ from torch import Tensor
 from optlens import checks
 from optlens.circuits.graph_result import ContributionGraph, Edge
 from optlens.circuits.values import output_matrices
-from optlens.lens.source import batched, need_positions, need_whole, recording_of
+from optlens.lens.source import batched, need_positions, need_whole, prompts_alone, recording_of
 from optlens.logit_math import widened
 from optlens.recording import Recording
 from optlens.weights import effective_bias
@@ -92,7 +92,10 @@ def contribution_graph(
         "labels": recording.metadata["labels"],
         "model": recording.metadata["fingerprint"],
     }
-    return ContributionGraph(**weights, mask=mask, tokens=tokens, measure=measure, metadata=about)
+    prompts = prompts_alone(recording)
+    return ContributionGraph(
+        **weights, mask=mask, tokens=tokens, measure=measure, metadata=about, prompts=prompts
+    )
 
 
 def _check_additive(recording: Recording) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from optlens import checks
 from optlens.metric_targets import columns_at
+
+if TYPE_CHECKING:
+    from optlens.recording import Recording
 
 
 class Edge(NamedTuple):
@@ -47,6 +50,7 @@ class ContributionGraph:
         tokens: Token ids, `[pos]`.
         measure: What the weights measure: "l1", "l2" or "projection".
         metadata: The tokens' texts and labels, the model's fingerprint.
+        prompts: The prompts, as a recording that holds their tokens alone.
     """
 
     attention: Tensor
@@ -58,6 +62,7 @@ class ContributionGraph:
     tokens: Tensor
     measure: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    prompts: Recording | None = None
 
     @property
     def is_batch(self) -> bool:

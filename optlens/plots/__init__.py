@@ -7,7 +7,9 @@ nowhere, so nothing has to be closed, and a notebook shows it as the last value 
 """
 
 from optlens.plots.attention import attention_grid, attention_head, head_scores
+from optlens.plots.graph import contribution_graph
 from optlens.plots.neurons import neuron_examples
+from optlens.plots.stages import stages
 from optlens.plots.stream import lens_heatmap, lens_trace, next_tokens, residual_norms
 from optlens.plots.style import STYLES, Style
 from optlens.plots.sweep import estimate_scatter, sweep_heatmap
@@ -18,6 +20,7 @@ __all__ = [
     "Style",
     "attention_grid",
     "attention_head",
+    "contribution_graph",
     "estimate_scatter",
     "head_scores",
     "lens_heatmap",
@@ -25,6 +28,7 @@ __all__ = [
     "neuron_examples",
     "next_tokens",
     "residual_norms",
+    "stages",
     "sweep_heatmap",
     "waterfall",
 ]

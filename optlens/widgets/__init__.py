@@ -13,7 +13,8 @@ Example:
     2
 """
 
-from optlens.widgets.circuit_views import AttributionView
+from optlens.widgets.architecture_view import ArchitectureView
+from optlens.widgets.circuit_views import AttributionView, GraphView
 from optlens.widgets.export import export_notebook
 from optlens.widgets.neuron_view import NeuronsView
 from optlens.widgets.patching_view import PatchingView
@@ -22,11 +23,13 @@ from optlens.widgets.selection import Selection
 from optlens.widgets.views import AttentionView, Explorer, LensView, ResidualView
 
 __all__ = [
+    "ArchitectureView",
     "AttentionView",
     "AttributionView",
     "CompareView",
     "Explorer",
     "GenerationView",
+    "GraphView",
     "LensView",
     "NeuronsView",
     "PatchingView",
