@@ -52,6 +52,6 @@ def make_result(
         corrupt + spread,
         axes,
         {axis: [str(n) for n in range(SIZES[axis])] for axis in axes},
-        {axis: list(range(SIZES[axis])) for axis in axes},
+        {a: ["z", "mlp_out"] if a == "component" else list(range(SIZES[a])) for a in axes},
         metadata | tokens | {"labels": {str(i): text for i, text in texts.items()}} | about,
     )

@@ -9,6 +9,7 @@ from optlens.patching.knockout import knockout_sweep
 from optlens.patching.paths import path_patch
 from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult
+from optlens.patching.stream import SweepStream
 from optlens.patching.sweep import Sweep, patch_sweep
 from optlens.patching.tokens import TokenAttribution, token_attribution
 from optlens.patching.tracing import causal_trace
@@ -20,6 +21,7 @@ __all__ = [
     "PatchResult",
     "Sweep",
     "SweepPlan",
+    "SweepStream",
     "TokenAttribution",
     "ablate_sweep",
     "attribution_patch",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult
 from optlens.patching.sites import as_given, names_of
 from optlens.patching.standing import Standing
+from optlens.patching.stream import SweepStream
 from optlens.patching.sweep import Sweep
 from optlens.selection import Selection
 
@@ -51,7 +52,7 @@ def ablate_sweep(
     resume: PatchResult | None = None,
     interventions: Intervention | Iterable[Intervention] = (),
     spans: Mapping[str, Any] | None = None,
-) -> PatchResult | SweepPlan | Iterator[PatchResult]:
+) -> PatchResult | SweepPlan | SweepStream:
     """Ablate one place at a time and measure each.
 
     Args:
@@ -157,7 +158,7 @@ def _sources(
     values, _ = site_values(model, tokens, mask, names)
     count = len(base.tokens)
     if mode == "resample":
-        chosen = _other_prompts(base.tokens, tokens, seed)
+        chosen = other_prompts(base.tokens, tokens, seed)
         return {name: [v[chosen] for v in group] for name, group in values.items()}
     sources: dict[str, list[Tensor]] = {}
     for name, group in values.items():
@@ -171,7 +172,7 @@ def _sources(
     return sources
 
 
-def _other_prompts(tokens: Tensor, reference: Tensor, seed: int) -> Tensor:
+def other_prompts(tokens: Tensor, reference: Tensor, seed: int) -> Tensor:
     """Draw for each prompt a reference prompt that is not the same."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []

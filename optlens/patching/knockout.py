@@ -8,7 +8,7 @@ these edges.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from optlens.patching.result import PatchResult
 from optlens.patching.sites import site_named
 from optlens.patching.spans import Spans, positions_of
 from optlens.patching.standing import Standing
+from optlens.patching.stream import SweepStream
 from optlens.patching.sweep import Sweep
 from optlens.selection import Selection, select
 
@@ -56,7 +57,7 @@ def knockout_sweep(
     resume: PatchResult | None = None,
     interventions: Intervention | Iterable[Intervention] = (),
     spans: Mapping[str, Any] | None = None,
-) -> PatchResult | SweepPlan | Iterator[PatchResult]:
+) -> PatchResult | SweepPlan | SweepStream:
     """Cut edges of attention, one set at a time, and measure each.
 
     Args:

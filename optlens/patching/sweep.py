@@ -2,20 +2,19 @@
 
 `patch_sweep` moves values between a clean and a corrupt run; `ablate_sweep` (in `ablation`)
 overwrites them with zeros, means or another prompt's values. Both make a `Sweep`, which knows the
-base run, what is written where, and what is measured, and hands its runs to the engine in `wave`.
+base run, what is written where, and what is measured; `stream` carries it out.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from optlens import allocator, checks
+from optlens import checks
 from optlens.interventions import Intervention
 from optlens.patching.base_run import BaseRun, run_base, site_values
 from optlens.patching.budget import bytes_of, portion_budget
@@ -32,9 +31,8 @@ from optlens.patching.result import (
 )
 from optlens.patching.rows import rows_of
 from optlens.patching.sites import as_given, names_of
-from optlens.patching.standing import Standing, StandingWave
-from optlens.patching.wave import Wave
-from optlens.progress import progress_bar
+from optlens.patching.standing import Standing
+from optlens.patching.stream import SweepStream, run_to_end
 from optlens.recording import fingerprint
 from optlens.selection import Selection
 
@@ -63,7 +61,7 @@ def patch_sweep(
     resume: PatchResult | None = None,
     interventions: Intervention | Iterable[Intervention] = (),
     spans: Mapping[str, Any] | None = None,
-) -> PatchResult | SweepPlan | Iterator[PatchResult]:
+) -> PatchResult | SweepPlan | SweepStream:
     """Patch values of one run into another, one place at a time, and measure each.
 
     Args:
@@ -87,8 +85,9 @@ def patch_sweep(
             unless given.
         progress: Show a progress bar.
         dry_run: Return a `SweepPlan` instead: what would be computed.
-        stream: Return a generator instead: the result after each portion of patches, always the
-            same object, filled further and further.
+        stream: Return a `SweepStream` instead, an iterator: the result after each portion of
+            patches, always the same object, filled further and further. `PatchingView` shows one
+            filling in.
         resume: A result of the same sweep that was cut short, to be completed.
         interventions: One or several of `optlens.interventions` that act on every run: the clean
             one, the corrupt one and each patched one. Positions in them are looked up in the
@@ -141,6 +140,8 @@ class Sweep:
     Attributes:
         grid: The patches.
         rows: The runs that they need.
+        patches: The same by patch, with the bytes that each takes.
+        budget: Bytes that one portion may take.
         chunks: The same in portions.
         bytes: Memory for the recorded runs and the largest portion, as estimated.
     """
@@ -188,6 +189,7 @@ class Sweep:
         largest = max((size for _, size in patches), default=0)
         budget = portion_budget(memory_budget, recorded, largest, base.final.device, "patch")
         portions = list(chunks_of(patches, length, budget))
+        self.patches, self.budget = patches, budget
         self.chunks = [rows for rows, _ in portions]
         self.bytes = recorded + max((size for _, size in portions), default=0)
 
@@ -207,59 +209,17 @@ class Sweep:
 
     def answer(
         self, dry_run: bool, stream: bool, progress: bool, resume: PatchResult | None
-    ) -> PatchResult | SweepPlan | Iterator[PatchResult]:
-        """Return what was asked for: the plan, the growing results, or the whole result."""
+    ) -> PatchResult | SweepPlan | SweepStream:
+        """Return what was asked for: the plan, the running sweep, or the whole result."""
         if dry_run:
             return self.plan
-        return self.results(resume) if stream else self.run(progress, resume)
+        return SweepStream(self, resume) if stream else self.run(progress, resume)
 
     def run(self, progress: bool = True, resume: PatchResult | None = None) -> PatchResult:
         """Run all patches; interrupted from the keyboard, return what was done by then."""
-        result = self._empty_result(resume)
-        total = sum(len(chunk) for chunk in self.chunks)
-        with progress_bar(total, progress, unit="patch", leave=False) as bar:
-            try:
-                for done in self._fill(result):
-                    bar.update(done)
-            except KeyboardInterrupt:
-                missing = int(result.per_prompt.isnan().sum())
-                warnings.warn(
-                    f"Interrupted: {missing} of {result.per_prompt.numel()} values are missing (NaN). "
-                    "Pass this result as resume= to the same sweep to go on.",
-                    stacklevel=2,
-                )
-        return result
+        return run_to_end(SweepStream(self, resume), progress)
 
-    def results(self, resume: PatchResult | None = None) -> Iterator[PatchResult]:
-        """Yield the growing result after each portion; at least once."""
-        result = self._empty_result(resume)
-        if not self.chunks:
-            yield result
-        for _ in self._fill(result):
-            yield result
-
-    # ------------------------------------------------------------------------------ running
-
-    def _fill(self, result: PatchResult) -> Iterator[int]:
-        """Run portion after portion into a result; yield how many runs each had."""
-        if self.base.final.device.type == "cpu":
-            allocator.reserve(self.bytes)  # without it, page faults take a tenth of the time
-        grid, reads = self.grid, self.measure.reads
-        shared = (self.model, self.base, self.sources, grid.columns, reads, grid.cuts)
-        wave = Wave(*shared) if self.standing is None else StandingWave(self.standing, *shared)
-        values = result.per_prompt.view(-1, result.per_prompt.shape[-1])
-        for chunk in self.chunks:
-            missing = [row for row in chunk if values[row.cell.index].isnan().any()]
-            if missing:
-                cells = [row.cell.index for row in missing]
-                prompts = [row.prompt for row in missing]
-                with undisturbed(self.model):
-                    self.measure.fill(values, cells, prompts, wave.run(missing))
-                if self.is_bounded:  # portions of other shapes leave gaps in the heap
-                    allocator.release()
-            yield len(chunk)
-
-    def _empty_result(self, resume: PatchResult | None) -> PatchResult:
+    def empty_result(self, resume: PatchResult | None) -> PatchResult:
         """Make a result in which the patches that need no run are already answered."""
         clean, corrupt = self.measure.ends
         if corrupt is None:
@@ -270,6 +230,10 @@ class Sweep:
                 torch.nan
             )
         about = self.about | {"metric": self.measure.name, "model": fingerprint(self.model)}
+        if "layer" not in self.grid.axes:
+            about["layers"] = list(self.grid.cells[0].layers)
+        elif about["window"] > 1:
+            about["blocks"] = self.model.config.n_layers  # a window ends where the model does
         result = PatchResult(
             per_prompt.view(*self.grid.shape, -1),
             clean,

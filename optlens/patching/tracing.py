@@ -9,7 +9,7 @@ throw the model off its usual paths. For that, take `patch_sweep`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult, make_labels, prompt_strings
 from optlens.patching.sites import as_given, names_of
 from optlens.patching.spans import Spans, positions_of
+from optlens.patching.stream import SweepStream
 from optlens.patching.sweep import Sweep
 from optlens.selection import Selection
 
@@ -57,7 +58,7 @@ def causal_trace(
     dry_run: bool = False,
     stream: bool = False,
     resume: PatchResult | None = None,
-) -> PatchResult | SweepPlan | Iterator[PatchResult]:
+) -> PatchResult | SweepPlan | SweepStream:
     """Corrupt the subject's embeddings with noise, restore one place at a time, measure each.
 
     Args:
@@ -134,7 +135,7 @@ def causal_trace(
     labels = make_labels(grid.choices, prompt_strings(model, tokens, real))
     resumed = None if resume is None else _with_samples(resume, samples)
     if stream:
-        return _means(sweep.results(resumed), samples, labels)
+        return SweepStream(sweep, resumed, lambda found: _mean(found, samples, labels))
     return _mean(sweep.run(progress, resumed), samples, labels)
 
 
@@ -280,19 +281,6 @@ def _mean(result: PatchResult, samples: int, labels: dict[str, list[str]]) -> Pa
         corrupt_per_prompt=mean(result.corrupt_per_prompt),
         labels=labels,
     )
-
-
-def _means(
-    results: Iterator[PatchResult], samples: int, labels: dict[str, list[str]]
-) -> Iterator[PatchResult]:
-    """Yield one result that is averaged anew after each portion."""
-    growing = None
-    for result in results:
-        mean = _mean(result, samples, labels)
-        if growing is None:
-            growing = mean
-        growing.per_prompt.copy_(mean.per_prompt)
-        yield growing
 
 
 def _with_samples(result: PatchResult, samples: int) -> PatchResult:

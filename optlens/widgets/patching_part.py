@@ -1,19 +1,26 @@
 """The numbers of the patching view: the metric of every patch, and how far it may be off."""
 
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optlens import checks
-from optlens.patching import PatchResult
+from optlens.interventions import Intervention
+from optlens.patching import PatchResult, SweepStream
 from optlens.report.markup import Html, visible
 from optlens.report.sweep_facts import MOST_INTERVALS, Axis, SweepFacts, gather_sweep
+from optlens.widgets.patching_fill import Filling, as_scaled
+from optlens.widgets.patching_runs import PatchRuns
 from optlens.widgets.subject import SubjectPart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from optlens.model import OPTForCausalLM
 
 _MOST_CELLS = 300_000  # that a browser is sent
 # What an axis is called in the selection.
@@ -22,32 +29,74 @@ _PLACES |= {"key": "key"}
 
 
 class PatchingPart(SubjectPart):
-    """Hold a sweep's result.
+    """Hold a sweep's result, or a sweep that is still running.
 
     Args:
-        result: what a sweep of `optlens` found.
+        found: what a sweep of `optlens` found, or the stream that it returned.
+        model: the model that was swept, to see its predictions under single patches; a stream has it.
+        interventions: those under which it was swept, for the same purpose; a stream has them.
+        spans: names for positions in them.
+        top_k: how many predicted tokens to list.
+
+    Attributes:
+        filling: the running sweep; None for a result.
+        runs: the runs behind single patches.
 
     Raises:
         TypeError: if it is something else.
-        InputError: if it has more patches than a picture can show.
+        InputError: if it has more patches than a picture can show, or the model is another one.
     """
 
     kind = "patching"
     title = "Patching"
 
-    def __init__(self, result: PatchResult):
+    def __init__(
+        self,
+        found: PatchResult | SweepStream,
+        model: "OPTForCausalLM | None" = None,
+        interventions: Intervention | Iterable[Intervention] = (),
+        spans: Mapping[str, Any] | None = None,
+        top_k: int = 5,
+    ):
+        stream = found if isinstance(found, SweepStream) else None
+        result = found if stream is None else stream.result
         if not isinstance(result, PatchResult):
             raise TypeError(
                 "PatchingView takes the result of a sweep, such as optlens.patch_sweep(...) "
-                f"returns, not {type(result).__name__}."
+                f"returns, or the stream of one with stream=True; not {type(found).__name__}."
             )
-        if result.values.numel() > _MOST_CELLS:
+        if result.per_prompt[..., 0].numel() > _MOST_CELLS:
             raise checks.InputError(
-                f"This result has {result.values.numel():,} patches; a view shows {_MOST_CELLS:,} "
-                "at most. Sweep over fewer layers= or neurons=, or use result.plot()."
+                f"This result has {result.per_prompt[..., 0].numel():,} patches; a view shows "
+                f"{_MOST_CELLS:,} at most. Sweep over fewer layers= or neurons=, or use "
+                "result.plot()."
             )
-        self.facts: SweepFacts = gather_sweep(result)
+        if stream is not None:
+            model, standing = stream.sweep.model, stream.sweep.standing
+            session = None if standing is None else standing.session
+            interventions = () if session is None else [e.intervention for e in session.edits]
+            spans = None if session is None else session.spans
+        self.filling = None if stream is None else Filling(stream)
+        self.runs = PatchRuns(result, model, interventions, spans, top_k)
+        self.subject = result
         super().__init__(result, self.facts.title)
+
+    @property
+    def facts(self) -> SweepFacts:
+        """What is shown of the result as it is now, with intervals once it is complete."""
+        stage = None if self.filling is None else self.filling.facts()["to"]
+        if self._gathered[0] != (stage, self._is_running):
+            result = self.subject
+            if self._is_running:
+                result = _one_column(result)
+            self._gathered = (stage, self._is_running), gather_sweep(result)
+        return self._gathered[1]
+
+    _gathered: tuple[Any, Any] = (object(), None)
+
+    @property
+    def _is_running(self) -> bool:
+        return self.filling is not None and self.filling.state != "done"
 
     def first(self) -> dict[str, Any]:
         """Return the strongest patch; where none does anything, the first one."""
@@ -59,8 +108,12 @@ class PatchingPart(SubjectPart):
     def state(self, prompt: int) -> dict[str, Any]:
         """Return axes, values and intervals."""
         facts = self.facts
-        normalized = facts.scale == "normalized"
-        low, high = self._normalized_interval() if normalized else (None, None)
+        normalized = facts.shown if facts.scale == "normalized" else None
+        if self.filling is not None and self.filling.is_scaled:
+            normalized = as_scaled(self.subject, self.subject.values).numpy()
+        elif self.filling is not None:
+            normalized = None  # as it will be at the end, whatever is known by now
+        low, high = self._normalized_interval() if normalized is not None else (None, None)
         base = facts.clean if facts.kind.from_clean else facts.corrupt
         return {
             "axes": [
@@ -70,7 +123,7 @@ class PatchingPart(SubjectPart):
             "values": facts.values.astype(np.float32),
             "low": _narrow(facts.low),
             "high": _narrow(facts.high),
-            "normalized": facts.shown.astype(np.float32) if normalized else None,
+            "normalized": _narrow(normalized),
             "normalized_low": _narrow(low),
             "normalized_high": _narrow(high),
             "unpatched": 1.0 if facts.kind.from_clean else 0.0,
@@ -87,7 +140,58 @@ class PatchingPart(SubjectPart):
             "pairs": [{"tokens": each.tokens, "other": each.other} for each in facts.prompts[:1]],
             "n_prompts": len(facts.prompts),
             "top": [list(index) for index in facts.top],
+            "filling": None if self.filling is None else self.filling.facts(),
         }
+
+    def answer_outlook(self, prompt: int) -> dict[str, Any]:
+        """Return what can be asked: how far the sweep is, why there are no predictions, no code."""
+        return {
+            "filling": None if self.filling is None else self.filling.facts(),
+            "predictions": visible(self.runs.no_predictions()),
+            "code": visible(self.runs.no_code()),
+        }
+
+    def answer_more(self, prompt: int, since: int, by: str = "", turn: int = 0) -> dict[str, Any]:
+        """Compute for a tenth of a second, unless cancelled; return what is new.
+
+        Args:
+            prompt: ignored; there is one subject.
+            since: how many computed patches the picture has.
+            by: a name of the picture.
+            turn: how often it was told to go on.
+        """
+        self.filling.go_on(by, turn)
+        self.filling.step()
+        return self.filling.news(since)
+
+    def answer_pause(self, prompt: int, by: str = "", turn: int = 0) -> dict[str, Any]:
+        """Compute no more until told to go on; see `answer_more`."""
+        self.filling.cancel(by, turn)
+        return self.filling.facts()
+
+    def answer_predictions(self, prompt: int, index: list[int], which: int) -> dict[str, Any]:
+        """Return what is predicted with and without a patch; see `PatchRuns.predictions`."""
+        return self.runs.predictions(index, which)
+
+    def answer_code(self, prompt: int, index: list[int], which: int) -> dict[str, Any]:
+        """Return the code that makes a patch."""
+        return {"code": self.runs.code(index, which)}
+
+    def page_answers(self, prompt: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Give what a page holds: the predictions under every patch, and its code, where small."""
+        why = self.runs.none_in_page()
+        code = self.runs.no_code()
+        if not code and not self.runs.codes_fit():
+            code = "This page holds no code for so many patches. The notebook shows it."
+        found = {"filling": None, "predictions": visible(why), "code": visible(code)}
+        yield {"what": "outlook"}, found
+        prompts = range(self.runs.prompts_in_page())
+        for which, *index in product(prompts, *map(range, self.subject.per_prompt.shape[:-1])):
+            place = {"index": index, "which": which}
+            if not why:
+                yield {"what": "predictions"} | place, self.answer_predictions(prompt, **place)
+            if not code:
+                yield {"what": "code"} | place, self.answer_code(prompt, **place)
 
     def counts(self) -> str:
         """Return site, axes and whether anything is missing."""
@@ -144,6 +248,16 @@ class PatchingPart(SubjectPart):
             entries, wanted = self.subject.choices[axis], selected.get(_PLACES.get(axis, ""))
             found.append(entries.index(wanted) if wanted in entries else at)
         return tuple(found)
+
+
+def _one_column(result: PatchResult) -> PatchResult:
+    """Return a result of means: intervals are worked out when all is there."""
+    return replace(
+        result,
+        per_prompt=result.values[..., None],
+        clean_per_prompt=result.clean_per_prompt.mean()[None],
+        corrupt_per_prompt=result.corrupt_per_prompt.mean()[None],
+    )
 
 
 def _axis_facts(name: str, axis: Axis, entries: list[Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from optlens import Ablate, Freeze, Knockout, Patch, Scale, Steer
 from optlens.checks import InputError
 from optlens.interventions.address import EDGES, SITES
 from optlens.patching import PatchResult, ablate_sweep, knockout_sweep, patch_sweep
-from optlens.patching.ablation import _other_prompts
+from optlens.patching.ablation import other_prompts
 from optlens.patching.rows import rows_of
 from optlens.patching.standing import StandingWave
 from tests.patching.naive import naive_sweep
@@ -227,7 +227,7 @@ def test_an_ablation_is_one_at_the_end_of_the_list(site, over, mode):
     reference = torch.cat([others, prompts.flip(1)])
     by_position = site == "pattern"
     values = dict(model.run_with_cache(reference)[1])  # without the interventions
-    drawn = _other_prompts(prompts, reference, 0)
+    drawn = other_prompts(prompts, reference, 0)
 
     def source(name):
         value = values[name]

@@ -7,7 +7,7 @@ import optlens
 from optlens import OPTConfig, OPTForCausalLM, metrics
 from optlens.checks import InputError, NonFiniteError
 from optlens.patching import PatchResult, SweepPlan, ablate_sweep, patch_sweep
-from optlens.patching.ablation import _other_prompts
+from optlens.patching.ablation import other_prompts
 from optlens.patching.budget import portion_budget
 from optlens.patching.wave import Wave
 from tests.patching.naive import SQUARE, naive_sweep
@@ -269,7 +269,7 @@ def test_ablation_equals_a_whole_forward_pass(site, over, mode):
     result = ablate_sweep(
         model, prompts, site, over, mode, reference, per_position, METRIC, progress=False
     )
-    used = reference[_other_prompts(prompts, reference, 0)].tolist()
+    used = reference[other_prompts(prompts, reference, 0)].tolist()
     expected = naive_sweep(model, prompts, source, None, site, over, last_difference, columns)
     torch.testing.assert_close(result.per_prompt, expected, atol=1e-11, rtol=1e-9)
     assert result.clean == pytest.approx(float(last_difference(model(prompts).logits).mean()))

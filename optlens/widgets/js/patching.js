@@ -3,7 +3,9 @@
 import { cellGrid } from "./cellgrid.js";
 import { cssOf, inkOn, mixed } from "./colour.js";
 import { h } from "./dom.js";
+import { makeFilling } from "./filling.js";
 import { gauge } from "./gauge.js";
+import { makeOutcomes } from "./outcomes.js";
 import { choice } from "./panel.js";
 import { cellPicture } from "./picture.js";
 import { labelEl } from "./tokens.js";
@@ -36,25 +38,52 @@ export function fixedFor(value, limit) {
   return (Number(value.toFixed(decimals)) + 0).toFixed(decimals); // + 0: no minus sign before a zero
 }
 
+/** @returns {number[]} flat places of the strongest cells, strongest first; weak ones are left out */
+export function strongestOf(values, base, most = 15, least = 0.01) {
+  const size = (i) => Math.abs(values[i] - base);
+  const found = [];
+  for (let i = 0; i < values.length; i += 1) {
+    if (!(size(i) > 0) || (found.length === most && size(i) <= size(found.at(-1)))) continue;
+    let at = found.length;
+    while (at && size(found[at - 1]) < size(i)) at -= 1;
+    found.splice(at, 0, i);
+    if (found.length > most) found.pop();
+  }
+  return found.filter((i) => size(i) >= least * size(found[0]));
+}
+
+/** @returns {number[]} the index of a cell among values `[*shape]` */
+export function indexOfFlat(at, shape) {
+  return shape.map((_, axis) => Math.floor(at / shape.slice(axis + 1).reduce((product, size) => product * size, 1)) % shape[axis]);
+}
+
 /** @returns {string} an entry of an axis in words */
 export function entryName({ name, bare, headings, numbers }, at) {
   return `${bare ? "" : `${name} `}${numbers[at] ? `${numbers[at]} ` : ""}${short(headings[at], 24)}`;
 }
 
+/** The ways to colour the table, with what each needs; numbers that are to change are copies. */
+function modesOf(state) {
+  const own = (array) => (state.filling ? { shape: array.shape, data: array.data.slice() } : array);
+  const modes = { values: { text: state.metric, numbers: own(state.values), base: state.base, low: state.low, high: state.high } };
+  if (state.normalized) modes.normalized = { text: "normalized", numbers: own(state.normalized), base: state.unpatched, low: state.normalized_low, high: state.normalized_high };
+  return modes;
+}
+
 /** Draw the patching part. */
-export function patchingView({ state, main, tools, theme, selection, say, tip, signal }) {
-  const { axes, values, normalized } = state;
-  const shape = values.shape;
+export function patchingView({ state: first, main, tools, theme, selection, ask, listen, say, tip, signal }) {
+  let state = first;
+  const { axes } = state;
+  const { shape } = state.values;
   const single = { name: "", bare: true, place: null, entries: [null], headings: [state.metric], others: [null], numbers: [""] };
   const rowsAxis = axes.length > 1 ? axes.at(-2) : single;
   const columnsAxis = axes.at(-1);
-  const modes = { values: { text: state.metric, numbers: values, base: state.base, low: state.low, high: state.high } };
-  if (normalized) modes.normalized = { text: "normalized", numbers: normalized, base: state.unpatched, low: state.normalized_low, high: state.normalized_high };
-  for (const each of Object.values(modes)) {
-    each.limit = each.numbers.data.reduce((top, value) => (Number.isNaN(value) ? top : Math.max(top, Math.abs(value - each.base))), 0) || 1;
-  }
-  let mode = normalized ? "normalized" : "values";
-  let index = state.top[0] ?? axes.map(() => 0);
+  const modes = modesOf(state);
+  const hasShares = Boolean(state.normalized);
+  let mode = hasShares ? "normalized" : "values";
+  let top = state.top; // the strongest patches
+  let index = top[0] ?? axes.map(() => 0);
+  measure();
 
   const indexOf = (row, column) => (axes.length > 1 ? [...index.slice(0, -2), row, column] : [column]);
   const at = (where, which = modes[mode].numbers) => (which ? which.data[flatIndex(where, shape)] : NaN);
@@ -102,18 +131,73 @@ export function patchingView({ state, main, tools, theme, selection, say, tip, s
     return select;
   });
   const picker = choice("Show", Object.entries(modes).reverse().map(([value, { text }]) => [value, text]), mode, (value) => show(value));
-  if (normalized) tools.append(picker.el);
+  if (hasShares) tools.append(picker.el);
   const name = h("h4.ol-name");
   const detail = h("div");
   const strongest = h("div.ol-guesses", { role: "group", "aria-label": "The strongest patches" });
   const legend = h("div.ol-legend");
-  const missing = state.missing ? h("p.ol-partial", { role: "note" }, `Not complete: ${state.missing} of ${values.data.length} patches were not computed.`) : null;
+  const missing = h("p.ol-partial", { role: "note" });
+  const outcomes = makeOutcomes({ count: state.n_prompts, ask, say, signal });
+  const filling = state.filling && makeFilling({ first: state.filling, ask, take, ended, leave, say, signal });
+  if (filling) listen(filling.hear);
   main.classList.add("ol-patching");
   main.append(
-    h("div.ol-pane", {}, missing, prompts(), grid.el, legend),
+    h("div.ol-pane", {}, filling?.el, missing, prompts(), grid.el, legend),
     h("div.ol-pane.ol-details", {},
       h("div", {}, name, detail),
-      h("div", {}, h("p.ol-caption", {}, "The strongest patches"), strongest)));
+      h("div", {}, h("p.ol-caption", {}, "The strongest patches"), strongest)),
+    h("div.ol-pane", {}, outcomes.el));
+  look();
+
+  /** Ask what can be asked; nobody answers in a notebook that was opened without its kernel. */
+  async function look() {
+    const found = await ask("outlook", "outlook").catch(() => null);
+    if (signal.aborted) return;
+    outcomes.open(found);
+    filling?.open(found?.filling ?? null);
+  }
+
+  /** Find the largest effect of each way to colour, where its colours end. */
+  function measure() {
+    for (const each of Object.values(modes)) {
+      each.limit = each.numbers.data.reduce((most, value) => (Number.isNaN(value) ? most : Math.max(most, Math.abs(value - each.base))), 0) || 1;
+    }
+  }
+
+  /** Take patches that were computed since, those before `from` being known. */
+  function take(news, from) {
+    news.cells.data.subarray(from).forEach((cell, i) => {
+      modes.values.numbers.data[cell] = news.values.data[from + i];
+      if (hasShares) modes.normalized.numbers.data[cell] = news.normalized.data[from + i];
+    });
+    measure();
+    const { numbers, base } = modes[hasShares ? "normalized" : "values"];
+    top = strongestOf(numbers.data, base).map((place) => indexOfFlat(place, shape));
+    state.missing = modes.values.numbers.data.reduce((count, value) => count + Number.isNaN(value), 0);
+    if (theme()) drawAll();
+  }
+
+  /** All is computed: now there are intervals too. */
+  async function ended() {
+    const found = await ask("state", "state").catch(() => null); // without it, what is here stays
+    if (!found || signal.aborted) return;
+    state = found;
+    Object.entries(modesOf(state)).forEach(([key, each]) => Object.assign(modes[key], each));
+    top = state.top;
+    measure();
+    drawAll();
+  }
+
+  function leave() {
+    grid.el.querySelector(".ol-cell[tabindex='0']")?.focus({ preventScroll: true });
+  }
+
+  function drawAll() {
+    grid.refresh();
+    drawDetail();
+    drawStrongest();
+    drawLegend();
+  }
 
   /** The two prompts, one above the other, marked where they differ. */
   function prompts() {
@@ -150,7 +234,7 @@ export function patchingView({ state, main, tools, theme, selection, say, tip, s
 
   function drawDetail() {
     name.replaceChildren(...axes.map((axis, i) => h("span", {}, axis.bare ? "" : `${axis.name} `, heading(axis, index[i], 18))));
-    const [value, ends] = [at(index, values), [at(index, state.low), at(index, state.high)]];
+    const [value, ends] = [at(index, modes.values.numbers), [at(index, modes.values.low), at(index, modes.values.high)]];
     const pair = axes.map(({ others, headings }, i) => (others[index[i]] ? [headings[index[i]], others[index[i]]] : null)).find(Boolean);
     const [mine, theirs] = state.patched_first ? ["clean", "corrupt"] : ["corrupt", "clean"];
     detail.replaceChildren(
@@ -164,7 +248,7 @@ export function patchingView({ state, main, tools, theme, selection, say, tip, s
   function drawStrongest() {
     if (!theme()) return;
     const { base, limit } = modes[mode];
-    const items = state.top.slice(0, 10).map((where) => {
+    const items = top.slice(0, 10).map((where) => {
       const value = at(where);
       return h("button.ol-guess", {
         type: "button", "aria-pressed": String(where.every((place, i) => place === index[i])), onclick: () => choose(where),
@@ -172,7 +256,7 @@ export function patchingView({ state, main, tools, theme, selection, say, tip, s
         style: { "--ol-part": `${(100 * Math.abs(value - base)) / limit}%`, "--ol-bar": theme().diverging[value < base ? 2 : 4] },
       }, h("bdi", {}, placeName(where)), h("span", {}, shown(value)));
     });
-    strongest.replaceChildren(...(items.length ? items : [h("p.ol-caption", {}, "No patch changes the metric.")]));
+    strongest.replaceChildren(...(items.length ? items : [h("p.ol-caption", {}, state.missing ? "None yet." : "No patch changes the metric.")]));
   }
 
   function draw() {
@@ -180,10 +264,18 @@ export function patchingView({ state, main, tools, theme, selection, say, tip, s
     grid.select(...(axes.length > 1 ? index.slice(-2) : [0, index[0]]));
     drawDetail();
     drawStrongest();
+    drawLegend();
+    outcomes.at(index);
+  }
+
+  function drawLegend() {
     const { base, limit, text } = modes[mode];
+    const partial = state.missing && (!filling || filling.isOver());
+    missing.hidden = !partial;
+    missing.textContent = partial ? `Not complete: ${state.missing} of ${modes.values.numbers.data.length} patches ${filling ? "have no number" : "were not computed"}.` : "";
     legend.replaceChildren(
       h("span", {}, number(base - limit), h("span.ol-ramp.ol-both"), `${number(base + limit)}: ${text}, no colour where nothing changes (${number(base)})`),
-      normalized && mode === "normalized" ? h("span", {}, state.reading) : "",
+      hasShares && mode === "normalized" ? h("span", {}, state.reading) : "",
       axes.some(({ others }) => others.some(Boolean)) ? h("span", {}, "two tokens: that of the patched prompt and ", h("span.ol-other", {}, "that of the other")) : "",
       state.missing ? h("span", {}, h("span.ol-swatch"), "not computed") : "");
   }
@@ -195,9 +287,14 @@ export function patchingView({ state, main, tools, theme, selection, say, tip, s
     },
     paint: draw,
     keys: [["← → ↑ ↓", "among patches"]],
-    commands: {
-      m: ["normalized, or the metric itself", () => { if (normalized) show(mode === "values" ? "normalized" : "values"); }],
-      b: ["the strongest patch", () => { if (state.top.length) choose(state.top[0]); }],
+    get commands() {
+      return {
+        m: ["normalized, or the metric itself", () => { if (hasShares) show(mode === "values" ? "normalized" : "values"); }],
+        b: ["the strongest patch", () => { if (top.length) choose(top[0]); }],
+        c: ["the code of the patch", () => outcomes.toggle()],
+        ...(filling?.runs() ? { Escape: ["cancel the sweep", filling.cancel] } : {}), // else it leaves the view
+        ...(filling?.canGoOn() ? { g: ["go on with the sweep", filling.goOn] } : {}),
+      };
     },
     table() {
       const [rows, columns] = [rowsAxis.headings.length, columnsAxis.headings.length];

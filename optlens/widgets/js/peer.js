@@ -72,7 +72,11 @@ export function makePeer(model, { report, live, patience = [1500, 8000, 30000] }
     else tell();
   };
 
+  const listeners = [];
   const hear = (message, buffers) => {
+    for (const { part, run } of listeners) {
+      if (message.kind === "news" && message.part === part) run(unpacked(message.content, buffers));
+    }
     for (const channel of open()) {
       const { now } = channel;
       if (now.id !== message.id) continue;
@@ -97,6 +101,18 @@ export function makePeer(model, { report, live, patience = [1500, 8000, 30000] }
           channel.next = asked;
         }
       });
+    },
+    /** Call `run` with what Python sends unasked about a part. */
+    listen(part, run) {
+      listeners.push({ part, run });
+    },
+    /** The kernel is gone: nothing that was asked will be answered. */
+    lost() {
+      for (const channel of open()) {
+        const { now } = channel;
+        end(channel, () => now.reject(new NoAnswer("This needs a running kernel.", true)));
+      }
+      report("gone");
     },
     /** Send again what has no answer yet. */
     again() {

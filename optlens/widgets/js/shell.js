@@ -59,7 +59,12 @@ export async function renderView({ model, el }, modules) {
       status.replaceChildren(text, state === "silent" ? again : "");
     },
   });
-  life.signal.addEventListener("abort", () => peer.close());
+  const noticed = () => { if (!selection.live()) peer.lost(); };
+  shared.on("comm_live_update", noticed);
+  life.signal.addEventListener("abort", () => {
+    shared.off("comm_live_update", noticed);
+    peer.close();
+  });
 
   const prompts = model.get("prompts");
   let theme = readTheme(root);
@@ -75,6 +80,7 @@ export async function renderView({ model, el }, modules) {
         theme: () => theme,
         ask: (channel, what, more) =>
           peer.ask(`${number} ${channel}`, { part: number, prompt, what, ...more }),
+        listen: (run) => peer.listen(number, run),
       });
       sections.push(section);
       return section.el;
