@@ -1,7 +1,7 @@
 """How long the views take in a real JupyterLab and as pages, and what they hold of memory.
 
     python benchmarks/widgets.py                     # the sizes below; needs 6 GB of main memory
-    python benchmarks/widgets.py --only pages        # or short, or long; several with commas
+    python benchmarks/widgets.py --only pages        # or explorer, short, long; several with commas
     python benchmarks/widgets.py --small             # a rehearsal on a small machine
 
 Patterns are made up, with the shapes of real ones and in float16: what is measured is the way from a
@@ -53,6 +53,12 @@ torch.manual_seed(0)
 recording = made_up(*%s)
 """
 SHOW = "start = time.time()\nview = recording.show()\nview"
+# 32 tokens with `</s>`, on the demo checkpoint.
+EXPLORE = """import optlens
+explorer = optlens.widgets.Explorer(optlens.load(), "When Mary and John went to the store, John gave a drink to \
+Mary. Then Mary and John went to the park, and John gave it to")
+assert len(explorer.recording.tokens) == 32
+explorer"""
 
 # Notes the time of the frame after the large pattern was drawn in the output of a cell.
 WATCH = """(number) => { window.painted = null; const look = () => {
@@ -71,6 +77,15 @@ CLICK = """([number, layer, head]) => new Promise((resolve) => {
     const look = () => name.textContent === `Layer ${layer}, head ${head}` && !square.classList.contains('ol-waiting')
         ? requestAnimationFrame(() => resolve(performance.now() - start)) : requestAnimationFrame(look);
     look(); })"""
+# Milliseconds from a click that ablates the chosen head to the frame after the last view is a new one.
+ABLATE = """([number, layer, head]) => new Promise((resolve) => {
+    const cell = document.querySelector(`[data-windowed-list-index='${number}']`);
+    cell.querySelector(`.ol-head[aria-label^='layer ${layer}, head ${head}']`).click();
+    const old = [...cell.querySelectorAll('.ol-section')].at(-1), start = performance.now();
+    cell.querySelector('[data-do=ablate]').click();
+    const look = () => (old.isConnected ? requestAnimationFrame(look)
+        : requestAnimationFrame(() => resolve(performance.now() - start)));
+    look(); })"""
 # Milliseconds of work for each movement of the mouse over the large pattern.
 HOVER = """(number) => { const square = document.querySelector(`[data-windowed-list-index='${number}'] .ol-square`);
     const box = square.getBoundingClientRect(), times = [];
@@ -86,6 +101,7 @@ PYTHON = """async (code) => { const panel = window.jupyterapp.shell.currentWidge
     const future = panel.sessionContext.session.kernel.requestExecute({ code });
     let said = ''; future.onIOPub = (message) => { said += message.content.text ?? ''; };
     await future.done; return Number(said); }"""
+CASES = ("pages", "explorer", "short", "long")
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)"
 # Milliseconds from asking for a page to the frame after its last picture.
 PAINTED = """() => new Promise((resolve) => { const look = () => {
@@ -159,6 +175,23 @@ def measure_lab(size: tuple[int, int, int], repeats: int) -> dict[str, list[floa
     return results
 
 
+def measure_explorer(repeats: int) -> dict[str, list[float]]:
+    """Return milliseconds from a click on Ablate to all views of the new run, head after head."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_notebook(folder / "views.ipynb", "import time", EXPLORE)
+        with server(folder) as address, browser_on(folder / "profile") as browser:
+            page = open_notebook(browser, address, "views.ipynb")
+            page.evaluate(RUN_ALL)
+            page.locator(".ol-iv-writer").first.wait_for(timeout=300_000)
+            page.wait_for_timeout(1000)
+            found = []
+            for step in range(2 * repeats):
+                found.append(page.evaluate(ABLATE, [1, step % 5, (3 * step) % 8]))
+                page.wait_for_timeout(300)
+    return {"a head ablated, all views, ms": found}
+
+
 def opened(browser: Any, path: Path) -> float:
     """Return milliseconds from asking for a page to painted, in a new tab."""
     page = browser.new_page()
@@ -191,14 +224,15 @@ def main() -> None:
     """Print a line for each figure, and write all samples to `benchmarks/results/widgets.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="small sizes, two repeats")
-    parser.add_argument("--only", default="pages,short,long", help="some of pages, short, long")
+    parser.add_argument("--only", default=",".join(CASES), help="some of these")
     options = parser.parse_args()
     sizes, repeats = (SMALL, 2) if options.small else (FULL, 5)
     path = HERE / "results" / f"widgets{'-small' if options.small else ''}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.only.split(","):
-        if name == "pages":
-            results[name] = measure_pages(repeats)
+        if name in ("pages", "explorer"):
+            measure = measure_pages if name == "pages" else measure_explorer
+            results[name] = measure(repeats)
         else:
             results[name] = {"layers, heads, tokens": sizes[name]} | measure_lab(
                 sizes[name], repeats

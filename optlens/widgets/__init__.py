@@ -15,12 +15,13 @@ Example:
 
 from optlens.widgets.architecture_view import ArchitectureView
 from optlens.widgets.circuit_views import AttributionView, GraphView
+from optlens.widgets.explorer import Explorer
 from optlens.widgets.export import export_notebook
 from optlens.widgets.neuron_view import NeuronsView
 from optlens.widgets.patching_view import PatchingView
 from optlens.widgets.result_views import CompareView, GenerationView
 from optlens.widgets.selection import Selection
-from optlens.widgets.views import AttentionView, Explorer, LensView, ResidualView
+from optlens.widgets.views import AttentionView, LensView, ResidualView
 
 __all__ = [
     "ArchitectureView",

@@ -50,7 +50,8 @@ def contents(view: "View") -> dict[str, Any]:
             answers += [[place | question, found] for question, found in part.page_answers(prompt)]
     prompt = view.selected["prompt"]
     parts = [view._part_facts(part, prompt, data=lambda state: state) for part in view._parts]
-    state = {"prompts": view.prompts, "parts": parts, "selection": f"IPY_MODEL_{_MODEL}"}
+    state = {"format": view.format, "prompts": view.prompts, "parts": parts}
+    state["selection"] = f"IPY_MODEL_{_MODEL}"
     filled = {"state": state, "selected": view.selected, "answers": answers}
     return packed(filled, as_text)
 

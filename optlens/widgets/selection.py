@@ -96,3 +96,8 @@ def selection_of(recording: Recording) -> Selection:
         )
         _OF_RECORDING[recording] = selection
     return selection
+
+
+def share_selection(recording: Recording, selection: Selection) -> None:
+    """Let views of a recording that are yet to be made share a selection that exists."""
+    _OF_RECORDING[recording] = selection

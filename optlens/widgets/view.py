@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from optlens.recording import Recording
 
 
-# Goes into every saved state. To be raised when the modules can no longer draw an earlier one.
-STATE_FORMAT = 1
-
-
 class View(anywidget.AnyWidget):
     """Show parts of one recording; `AttentionView` and its neighbours say which.
 
@@ -45,14 +41,18 @@ class View(anywidget.AnyWidget):
             of one recording share one unless told otherwise.
     """
 
+    # What the state means to JavaScript; counted up when a module of another version could not draw it.
+    FORMAT = 1
+
     kinds: tuple[str, ...] = ()
     _css = stylesheet()
 
-    state_format = traitlets.Int(STATE_FORMAT, read_only=True).tag(sync=True)
     prompts = traitlets.List().tag(sync=True)
     parts = traitlets.List().tag(sync=True)
     selection = traitlets.Instance(Selection).tag(sync=True, **widget_serialization)
     selected = traitlets.Dict()
+    format = traitlets.Int(FORMAT, read_only=True).tag(sync=True)
+    version = traitlets.Int(0).tag(sync=True)  # counts up with each new set of parts
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Give each class the one JavaScript module that draws its parts."""
@@ -84,6 +84,15 @@ class View(anywidget.AnyWidget):
     @traitlets.validate("selected")
     def _complete(self, proposal: Any) -> dict[str, Any]:
         return self.selection.completed(proposal["value"])
+
+    def _show(self, recording: Recording, parts: list[Part]) -> None:
+        """Show other parts, of another recording, in place of the present ones."""
+        self.recording, self._parts = recording, parts
+        prompt = self.selected["prompt"]
+        with self.hold_sync():  # one message for all
+            self.prompts = [self._prompt_facts(index) for index in range(len(parts[0].prompts))]
+            self.parts = [self._part_facts(part, prompt, data=packed) for part in parts]
+            self.version += 1
 
     # ------------------------------------------------------------------------------ to files
 

@@ -1,18 +1,15 @@
-"""The views that a user makes: attention, logit lens, residual stream, and all of them linked."""
+"""The views of one thing each that a recording holds: attention, logit lens, residual stream."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from optlens.recording import NotRecordedError, Recording
+from optlens.recording import Recording
 from optlens.widgets.attention_part import AttentionPart
 from optlens.widgets.lens_part import LensPart
 from optlens.widgets.residual_part import ResidualPart
 from optlens.widgets.selection import Selection
 from optlens.widgets.view import View
-
-if TYPE_CHECKING:
-    from optlens.base import OPTBase, Prompt
 
 
 class AttentionView(View):
@@ -97,57 +94,3 @@ class ResidualView(View):
 
     def __init__(self, recording: Recording, selection: Selection | None = None) -> None:
         super().__init__(recording, [ResidualPart(recording)], selection)
-
-
-class Explorer(View):
-    """Show all that a recording holds in linked views, one under the other.
-
-    Args:
-        source: a recording, or a model.
-        prompt: what the model is to be run on; None with a recording.
-        selection: what is selected, to link other views; all views of one recording share one by
-            default.
-
-    Raises:
-        NotRecordedError: if the recording holds nothing that can be shown.
-        TypeError: if a model comes without a prompt, or a recording with one.
-
-    Example:
-        >>> import optlens
-        >>> optlens.widgets.Explorer(optlens.load(), "The cat sat on the")
-        Explorer(lens, attention, residual; layers=5, heads=8, tokens=6)
-    """
-
-    kinds = ("lens", "attention", "residual")
-
-    def __init__(
-        self,
-        source: Recording | OPTBase,
-        prompt: Prompt | None = None,
-        selection: Selection | None = None,
-    ) -> None:
-        if isinstance(source, Recording) is not (prompt is None):
-            raise TypeError(
-                "Explorer takes a recording alone, Explorer(rec), or a model with a prompt, "
-                "Explorer(model, prompt)."
-            )
-        recording = source if isinstance(source, Recording) else source.record(prompt)
-        parts = []
-        for make in (LensPart, AttentionPart, ResidualPart):
-            try:
-                parts.append(make(recording))
-            except NotRecordedError:  # what was not recorded is not shown
-                continue
-        if not parts:
-            raise NotRecordedError(
-                f"This recording holds {', '.join(recording.what)}, nothing that the explorer "
-                "shows; record it with what=('attention', 'residual', 'logit_lens')."
-            )
-        super().__init__(recording, parts, selection)
-
-    def __repr__(self) -> str:
-        """Return a line that is the same on every run."""
-        config = self.recording.metadata["config"]
-        kinds = ", ".join(part.kind for part in self._parts)
-        size = f"layers={config['num_hidden_layers']}, heads={config['num_attention_heads']}"
-        return f"Explorer({kinds}; {size}, {self._parts[0].token_counts()})"

@@ -348,7 +348,7 @@ def test_another_prompt_of_a_batch_is_chosen(visit, model, tmp_path):
     both = model.record(torch.stack([IDS[:9], IDS[9:18]]), what=ALL)
     Explorer(both).to_html(tmp_path / "page.html")
     page = visit(tmp_path / "page.html")
-    page.get_by_label("Prompt").select_option("1")
+    page.get_by_role("combobox", name="Prompt").select_option("1")
     page.wait_for_function("document.querySelector('.ol-prompt select').value === '1'")
     page.locator(".ol-head[aria-label='layer 1, head 5']").click()
     square = page.locator(".ol-square").first

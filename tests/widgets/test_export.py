@@ -138,11 +138,11 @@ def without_state(book):
 
 
 def of_another_version(book):
-    model_of(book, "AttentionView")["state"]["state_format"] = 0
+    model_of(book, "AttentionView")["state"]["format"] = 0
 
 
 def without_version(book):
-    del model_of(book, "AttentionView")["state"]["state_format"]
+    del model_of(book, "AttentionView")["state"]["format"]
 
 
 def of_an_unknown_class(book):

@@ -125,6 +125,36 @@ def test_a_long_prompt_travels_head_by_head(lab):
     assert int(size) < 1_000_000
 
 
+def test_a_click_ablates_a_head_and_python_sees_it(lab):
+    view = output(lab, 0)
+    python(
+        lab, "seen = []; view.observe(lambda change: seen.append(change['new']), 'interventions')"
+    )
+    python(lab, "view.selected = {'query': 15}")
+    view.locator(".ol-head[aria-label='layer 3, head 0']").click()
+    view.locator("[data-do='ablate']").click()
+    view.locator(".ol-iv-list", has_text="head 3.0: ablated").wait_for()
+    assert python(lab, "print(seen)") == "[(Ablate('z', layer=3, head=0),)]"
+    code = """rows = [run.logits[-1].softmax(-1) for run in
+    (rec, rec.model.record(rec.prompt, interventions=[optlens.Ablate('z', layer=3, head=0)]))]
+best = int(rows[1].argmax())
+print(rec.label(best), *(f'{100 * float(row[best]):.1f}' for row in rows))
+print(torch.equal(view.recording.logits[-1].softmax(-1), rows[1]), view.original is rec)"""
+    label, before, after = python(lab, code).splitlines()[0].split()
+    assert python(lab, code).splitlines()[1] == "True True"
+    shown = view.locator(".ol-iv .ol-candidate", has_text=label).first
+    assert f"{before} %" in shown.inner_text() and f"{after} %" in shown.inner_text()
+    lens = view.locator(".ol-cell[data-row='5'][data-column='15']").first
+    assert f"{after} %" in lens.inner_text()
+    view.locator(".ol-head[aria-label='layer 3, head 0']").press("a")  # and takes it back
+    view.locator(".ol-iv-none").wait_for()
+    assert python(lab, "print(view.interventions, len(seen))") == "() 2"
+    python(lab, "view.interventions = [optlens.Scale('mlp_out', layer=2, factor=0.5)]")
+    view.locator(".ol-iv-list", has_text="MLP 2: × 0.5").wait_for()
+    python(lab, "view.undo()")
+    view.locator(".ol-iv-none").wait_for()
+
+
 def test_a_busy_kernel_is_named_and_the_newest_choice_wins(lab):
     view = output(lab, 2)
     python(
@@ -259,4 +289,7 @@ def test_a_saved_notebook_shows_its_views_without_being_run(lab):
     assert re.search(r"9 mostly reads .* \d+\.\d %$", " ".join(readout.inner_text().split()))
     output(page, 2).locator(".ol-strip li").nth(40).click()
     output(page, 2).locator(".ol-status", has_text="without a kernel").wait_for()
+    saved = output(page, 0)
+    saved.locator(".ol-iv-note", has_text="run the cell again to change the run").wait_for()
+    assert saved.locator("[data-do='ablate']").is_disabled()
     assert page.complaints == []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optlens.widgets.selection import Selection
-from optlens.widgets.view import STATE_FORMAT, View
+from optlens.widgets.view import View
 
 _REFERENCE = "IPY_MODEL_"
 _BOXES = {"HBoxModel": "across", "VBoxModel": "down", "BoxModel": "across"}
@@ -74,7 +74,7 @@ class Saved:
         if not name.startswith(_PACKAGE):
             raise CannotRebuild("Widgets of other libraries need a running notebook.")
         cls = _classes().get(name.rpartition(".")[2])
-        if cls is None or state.get("state_format") != STATE_FORMAT:
+        if cls is None or state.get("format") != View.FORMAT:
             raise CannotRebuild(
                 "Saved by another version of optlens; run the notebook again with this one."
             )

@@ -12,11 +12,11 @@ import { promptToken } from "./tokens.js";
 import { number, percent, spoken } from "./words.js";
 
 /** Draw the attention part; see `makeSection` for what comes in and what goes out. */
-export function attentionView({ state, prompt, main, tools, theme, selection, ask, say, signal }) {
+export function attentionView({ state, prompt, main, tools, theme, selection, ask, say, kept, signal }) {
   const store = patternStore(state, ask);
   const { layers, heads, positions } = state;
   const count = prompt.tokens.length;
-  let weighted = false;
+  let weighted = Boolean(kept.weighted && state.weighable);
   let order = "none";
   let place = { i: layers.length - 1, j: 0, row: positions.length - 1, key: null };
   let exact = null; // the chosen query's weights once they have come from Python
@@ -45,10 +45,11 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
   const facts = h("p.ol-facts");
   const readout = h("p.ol-readout");
   const naming = h("span", { hidden: true }, "below a picture: layer.head");
+  const touching = h("span", { hidden: true }, h("span.ol-touched-key"), "an intervention acts on it");
   const legend = h("div.ol-legend", {},
     h("span", {}, "0", h("span.ol-ramp"), "1, square-root scale"),
     h("span", {}, h("span.ol-swatch"), "the future, which no token can see"), pooled,
-    state.step > 1 ? h("span", {}, `small: the largest of ${state.step} × ${state.step}`) : null, naming);
+    state.step > 1 ? h("span", {}, `small: the largest of ${state.step} × ${state.step}`) : null, naming, touching);
   main.classList.add("ol-attention");
   if (heads.length > 20) main.classList.add("ol-stacked");
   main.append(
@@ -63,7 +64,7 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
   tools.append(h("label.ol-field", {}, "Order ", orders));
   const weights = choice("Weights", [["false", "weight", "the attention weight alone"],
     ["true", "weight × |value|", "weight times the length of what the head writes for that token, as a share of the row"]],
-  "false", (value) => weigh(value === "true"));
+  String(weighted), (value) => weigh(value === "true"));
   if (state.weighable) tools.append(weights.el);
 
   async function sortBy(key) {
@@ -207,9 +208,15 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
     sortBy(keys[(keys.indexOf(order) + by) % keys.length]);
   };
   grid.arrange(null);
+  if (kept.order && kept.order !== "none") sortBy(kept.order);
 
   return {
     update,
+    touch(touched) {
+      grid.touch(touched);
+      touching.hidden = !touched.length;
+    },
+    kept: () => ({ order, weighted }),
     paint() {
       grid.paint(theme());
       map.show(store.head(place.i, place.j, weighted), theme());

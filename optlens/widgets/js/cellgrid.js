@@ -33,7 +33,7 @@ export function cellGrid({ label, rows, prompt, positions, width, cell, choose, 
   const lines = rows.map((name, row) => line(row, name));
   let [from, to] = [0, 0];
   let selected = [shape[0] - 1, shape[1] - 1];
-  let [seen, offset] = [800, 0]; // width and place of the part in sight, as last known
+  let [seen, offset, names] = [800, 0, 58]; // width and place of the part in sight, as last known
 
   function line(row, name) {
     const el = h("div.ol-line", { role: "row", "aria-rowindex": row === null ? 1 : row + 2 },
@@ -101,10 +101,20 @@ export function cellGrid({ label, rows, prompt, positions, width, cell, choose, 
   /** Scroll so that the selected column is in sight; the notebook around it does not move. */
   const reveal = () => {
     const left = selected[1] * width;
-    const room = seen - (head.firstChild.offsetWidth || 58);
+    const room = seen - names;
     if (left < offset) offset = left;
     else if (left + width > offset + room) offset = left + width - room;
     scroll.scrollLeft = offset;
+  };
+
+  /** Show or hide that the selected cell is selected, without making the others anew. */
+  const mark = (on) => {
+    lines[selected[0]].firstChild.toggleAttribute("data-selected", on);
+    if (!inView() || to === from) return;
+    const cell = find(...selected);
+    cell.setAttribute("aria-selected", String(on));
+    cell.tabIndex = on ? 0 : -1;
+    head.children[selected[1] - from + 1].setAttribute("data-selected", String(on));
   };
 
   plane.addEventListener("click", (event) => {
@@ -134,6 +144,7 @@ export function cellGrid({ label, rows, prompt, positions, width, cell, choose, 
     if (!scroll.clientWidth) return;
     const first = seen !== scroll.clientWidth;
     seen = scroll.clientWidth;
+    names = head.firstChild.offsetWidth;
     if (first) reveal();
     look();
   });
@@ -143,10 +154,19 @@ export function cellGrid({ label, rows, prompt, positions, width, cell, choose, 
   return {
     el: scroll,
     refresh: () => look(true),
+    /** Select a cell and make all of them anew. */
     select(row, column) {
       selected = [row, column];
       reveal();
       look(true);
+    },
+    /** Select a cell; the others are as they were. */
+    move(row, column) {
+      mark(false);
+      selected = [row, column];
+      reveal();
+      look();
+      mark(true);
     },
   };
 }

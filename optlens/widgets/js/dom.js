@@ -34,6 +34,30 @@ export function setStyle(el, properties) {
   }
 }
 
+/** Draw the inside of an element anew; what had the focus by its place among the buttons has it after. */
+export function keepingFocus(el, draw) {
+  const at = [...el.querySelectorAll("button")].indexOf(document.activeElement);
+  draw();
+  if (at >= 0) [...el.querySelectorAll("button:not(:disabled)")].slice(0, at + 1).at(-1)?.focus({ preventScroll: true });
+}
+
+/**
+ * Remember what has the focus inside an element.
+ * @returns {(el: HTMLElement) => void} gives it to what stands in the same place of another element:
+ *   to the selected one of a table, or by its place in the tree
+ */
+export function focusIn(el) {
+  const active = document.activeElement;
+  if (!el.contains(active) || active === el) return () => null;
+  const selected = active.getAttribute("aria-selected") === "true" && `.${active.classList[0]}[aria-selected=true]`;
+  const path = [];
+  for (let at = active; at !== el; at = at.parentElement) path.unshift([...at.parentElement.children].indexOf(at));
+  return (other) => {
+    const found = (selected && other.querySelector(selected)) || path.reduce((at, i) => at?.children[i], other);
+    found?.focus({ preventScroll: true });
+  };
+}
+
 /**
  * Call `run` whenever an element comes into sight. Notebooks take cells out of the document while they
  * are far away, and what was measured or scrolled there meanwhile was not.

@@ -118,6 +118,11 @@ export function headGrid({ layers, heads, resident, picture, choose, signal }) {
       for (const one of order) one.painted = null;
       for (const one of order) paint(one);
     },
+    /** Mark the heads on which something acts, given by layer and head. */
+    touch(touched) {
+      const names = new Set(touched.map(String));
+      for (const one of order) one.el.classList.toggle("ol-touched", names.has(`${one.layer},${one.head}`));
+    },
     select(i, j) {
       const next = cells[i]?.[j];
       for (const [one, on] of [[selected, false], [next, true]]) {

@@ -30,7 +30,7 @@ export function rowOfLayer(layers, layer, otherwise) {
 }
 
 /** Draw the lens part. */
-export function lensView({ state, prompt, main, tools, theme, selection, ask, say, tip, signal }) {
+export function lensView({ state, prompt, main, tools, theme, selection, ask, say, tip, kept, signal }) {
   const { rows, layers, positions, ids, probs, entropy, kl, words } = state;
   const [nRows, nColumns, k] = ids.shape;
   const last = nRows - 1;
@@ -219,12 +219,20 @@ export function lensView({ state, prompt, main, tools, theme, selection, ask, sa
     trouble.textContent = text;
   }
 
+  /** Take over what another run was looked at with. */
+  async function restore() {
+    for (const { token } of kept.followed) await follow({ token });
+    if (kept.mode in modes || followed.some(({ token }) => kept.mode === `token ${token}`)) colourBy(kept.mode);
+  }
+
   drawLegend();
+  if (kept.mode && (kept.mode !== mode || kept.followed.length)) restore();
   return {
+    kept: () => ({ mode, followed: followed.map(({ token }) => ({ token })) }),
     update({ layer, query }) {
       const column = positions.indexOf(query);
       place = [rowOfLayer(layers, layer, place[0]), column < 0 ? place[1] : column];
-      grid.select(...place);
+      grid.move(...place);
       drawDetail();
       drawChart();
     },

@@ -30,7 +30,7 @@ export function lengthScale(values) {
 }
 
 /** Draw the residual part. */
-export function residualView({ state, prompt, main, tools, theme, selection, ask, say, tip, signal }) {
+export function residualView({ state, prompt, main, tools, theme, selection, ask, say, tip, kept, signal }) {
   const { rows, layers, positions } = state;
   const nColumns = positions.length;
   const scale = lengthScale(state.norms.data);
@@ -51,9 +51,9 @@ export function residualView({ state, prompt, main, tools, theme, selection, ask
     },
   };
   const cosines = new Map();
-  let mode = "norms";
+  let mode = kept.mode ?? "norms";
   let place = [rows.length - 1, nColumns - 1];
-  let other = null; // the row with which the matrix compares
+  let other = kept.other ?? null; // the row with which the matrix compares
 
   const colours = (value) => {
     if (Number.isNaN(value)) return [theme().masked, theme().muted];
@@ -180,10 +180,11 @@ export function residualView({ state, prompt, main, tools, theme, selection, ask
 
   drawLegend();
   return {
+    kept: () => ({ mode, other }),
     update({ layer, query }) {
       const column = positions.indexOf(query);
       place = [rowOfLayer(layers, layer, place[0]), column < 0 ? place[1] : column];
-      grid.select(...place);
+      grid.move(...place);
       drawChart();
       drawMatrix();
     },

@@ -2,7 +2,7 @@
 // the one way in, `renderView`, that serves notebooks and pages alike.
 
 import { unpacked } from "./arrays.js";
-import { download, h } from "./dom.js";
+import { download, focusIn, h } from "./dom.js";
 import { handled, isCommand } from "./keys.js";
 import { keysPanel, tablePanel } from "./panel.js";
 import { makePeer } from "./peer.js";
@@ -10,6 +10,8 @@ import { makeSelection, sharedSelection } from "./selection.js";
 import { readTheme, watchTheme } from "./theme.js";
 import { makeTip } from "./tip.js";
 
+// The meaning of a view's state; `View.FORMAT` in Python is the same number.
+const FORMAT = 1;
 const STATES = {
   asking: "",
   busy: "The kernel is busy; this will be filled in when it has time.",
@@ -44,6 +46,12 @@ export async function renderView({ model, el }, modules) {
   const body = h("div");
   const root = h("div.ol", {}, status, body, live);
   el.replaceChildren(root);
+  const format = model.get("format");
+  if (format !== FORMAT) {
+    status.hidden = false;
+    status.textContent = `This view was saved by another version of optlens (format ${format ?? "unknown"}; this one draws format ${FORMAT}). Run the cell again.`;
+    return () => life.abort();
+  }
   // A letter that means nothing here may mean "delete this cell" to the notebook around it.
   root.addEventListener("keydown", (event) => {
     if (event.key.length === 1 && !event.ctrlKey && !event.metaKey) event.stopPropagation();
@@ -66,33 +74,77 @@ export async function renderView({ model, el }, modules) {
     peer.close();
   });
 
-  const prompts = model.get("prompts");
+  let prompts = model.get("prompts");
   let theme = readTheme(root);
   let shown = null; // the prompt on show
   let states = model.get("parts").map((part) => unpacked(part.state));
+  let origin = null; // the kind of part in which a place is being chosen
+  let touched = []; // heads on which something acts, [layer, head]
+
+  const make = (part, number, prompt, before) => makeSection({
+    part, number, prompt: prompts[prompt], state: states[number], modules, tip, say, before,
+    theme: () => theme,
+    selection: {
+      ...selection,
+      set(patch) {
+        origin = part.kind;
+        try { selection.set(patch); } finally { origin = null; }
+      },
+    },
+    ask: (channel, what, more) =>
+      peer.ask(`${number} ${channel}`, { part: number, prompt, what, ...more }),
+    listen: (run) => peer.listen(number, run),
+    everywhere: () => Object.assign({}, ...sections.map((section) => section.everywhere)),
+    touch(heads) {
+      touched = heads;
+      for (const section of sections) section.touch(touched);
+    },
+  });
+  const start = (section) => {
+    section.touch(touched);
+    section.start();
+  };
 
   function build(prompt) {
     for (const section of sections.splice(0)) section.close();
     shown = prompt;
     const parts = model.get("parts").map((part, number) => {
-      const section = makeSection({
-        part, number, prompt: prompts[prompt], state: states[number], modules, tip, say, selection,
-        theme: () => theme,
-        ask: (channel, what, more) =>
-          peer.ask(`${number} ${channel}`, { part: number, prompt, what, ...more }),
-        listen: (run) => peer.listen(number, run),
-      });
+      const section = make(part, number, prompt, {});
       sections.push(section);
       return section.el;
     });
     body.replaceChildren(promptChoice(prompts, prompt, selection), ...parts);
-    for (const section of sections) section.start();
+    for (const section of sections) start(section);
   }
+
+  /** Show another run: Python has put other parts in place of these. */
+  function renew() {
+    const count = prompts.length;
+    prompts = model.get("prompts");
+    const parts = model.get("parts");
+    states = parts.map((part) => unpacked(part.state));
+    tip.hide();
+    if (parts[0].prompt !== shown || prompts.length !== count || parts.length !== sections.length) return build(parts[0].prompt);
+    parts.forEach((part, number) => {
+      const old = sections[number];
+      if (old.renew(states[number], prompts[shown])) return;
+      const focus = focusIn(old.el);
+      const next = make(part, number, shown, old.kept());
+      old.close();
+      old.el.replaceWith(next.el);
+      sections[number] = next;
+      start(next);
+      focus(next.el);
+    });
+    return null;
+  }
+  model.on("change:version", renew);
+  life.signal.addEventListener("abort", () => model.off("change:version", renew));
 
   async function update(selected) {
     const { prompt } = selected;
     if (prompt === shown || prompt >= prompts.length) {
-      for (const section of sections) section.update(selected);
+      for (const section of sections) section.update(selected, origin);
       return;
     }
     const asked = model.get("parts").map((_, number) =>
@@ -125,7 +177,7 @@ function promptChoice(prompts, current, selection) {
 }
 
 /** Return one part's section: its head with tools, what its module draws, its panels. */
-function makeSection({ part, number, prompt, state, modules, theme, say, ...context }) {
+function makeSection({ part, number, prompt, state, modules, theme, say, before, everywhere, ...context }) {
   const life = new AbortController();
   const tools = h("div.ol-tools");
   const main = h("div.ol-main");
@@ -135,7 +187,7 @@ function makeSection({ part, number, prompt, state, modules, theme, say, ...cont
   const el = h("section.ol-section", { "aria-label": part.title },
     h("div.ol-head-bar", {}, h("h3.ol-title", { id: title }, part.title), tools, buttons), main, panels);
   const drawn = modules[part.kind]({
-    ...context, state, prompt, theme, say, tools, main, signal: life.signal,
+    ...context, state, prompt, theme, say, tools, main, kept: before.drawn ?? {}, signal: life.signal,
   });
 
   let open = null;
@@ -150,7 +202,7 @@ function makeSection({ part, number, prompt, state, modules, theme, say, ...cont
   const commands = {
     t: ["the numbers as a table", () => toggle("table", () => tablePanel(drawn.table(), say))],
     s: ["save the picture as PNG", () => savePicture(drawn, part.kind, say)],
-    "?": ["these keys", () => toggle("keys", () => keysPanel(keyList(drawn, commands)))],
+    "?": ["these keys", () => toggle("keys", () => keysPanel(keyList(drawn, { ...everywhere(), ...commands })))],
   };
   const button = (key, text) => h("button.ol-button", {
     type: "button", onclick: commands[key][1], title: `${commands[key][0]} (${key})`, "aria-expanded": key === "s" ? null : "false",
@@ -159,10 +211,10 @@ function makeSection({ part, number, prompt, state, modules, theme, say, ...cont
   buttons.append(toggles.table, button("s", "PNG"), toggles.keys);
 
   el.addEventListener("keydown", (event) => {
-    const run = commands[event.key]?.[1] ?? drawn.commands?.[event.key]?.[1];
+    const run = { ...everywhere(), ...drawn.commands, ...commands }[event.key]?.[1];
     if (!run || !isCommand(event)) return;
     handled(event);
-    run();
+    run(part.kind);
   }, { signal: life.signal });
 
   return {
@@ -170,12 +222,23 @@ function makeSection({ part, number, prompt, state, modules, theme, say, ...cont
     start() {
       if (theme()) drawn.paint();
       drawn.update(context.selection.get());
+      if (before.open) commands[{ table: "t", keys: "?" }[before.open]][1]();
     },
-    update(selected) {
-      drawn.update(selected);
+    update(selected, origin) {
+      drawn.update(selected, origin);
       if (open === "table") panels.replaceChildren(tablePanel(drawn.table(), say));
     },
     paint: () => drawn.paint(),
+    everywhere: drawn.everywhere ?? {},
+    touch: (heads) => drawn.touch?.(heads),
+    /** Show another run in the section as it is; false if a new section has to take its place. */
+    renew(next, nextPrompt) {
+      drawn.renew?.(next, nextPrompt);
+      if (drawn.renew && open === "table") panels.replaceChildren(tablePanel(drawn.table(), say));
+      return Boolean(drawn.renew);
+    },
+    /** What a section that takes its place begins with: the open panel, the part's own settings. */
+    kept: () => ({ open, drawn: drawn.kept?.() }),
     close: () => life.abort(),
   };
 }
