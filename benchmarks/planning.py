@@ -5,9 +5,8 @@
 Models of true shapes with random weights, in float32 on the CPU, each in a process of its own. The
 first pass of everything makes what is made once (compiled products, threads), so it is not counted;
 memory is the weights and the growth of the peak resident set over what is held before the second.
-Plans count tensors. Processes also hold what kernels allocate inside, gaps in the heap, and the quarter
-more than its size that is set aside for a recording: some tens to a hundred MB, which matter less the
-larger the model.
+Plans count tensors. Processes also hold what kernels allocate inside and gaps in the heap: some tens
+of MB, which matter less the larger the model.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from optlens import checks
+from optlens import allocator, checks
 from optlens.attention_mask import real_tokens
 from optlens.hooks import HookPoint
 from optlens.interventions import Intervention, intervene
@@ -78,10 +78,10 @@ def record(
     Example:
         >>> rec = record(model, "A photo of a cat", layers=[0, -1])  # doctest: +SKIP
     """
-    tokens, mask = model.prepare_inputs(prompt, attention_mask, prepend_bos=prepend_bos)
+    tokens, mask = model.inputs_on_host(prompt, attention_mask, prepend_bos)
     is_batch = not isinstance(prompt, str) and not (isinstance(prompt, Tensor) and prompt.ndim == 1)
     real = real_tokens(tokens, mask)
-    positions, columns = select_positions(pos, real.cpu())
+    positions, columns = select_positions(pos, real)
     recorder = Recorder(model, what, layers, heads, tuple(tokens.shape), columns, dtype, device)
     with model.in_eval_mode(), intervene(model, interventions, spans):
         _run(model, tokens, mask, recorder)
@@ -89,6 +89,7 @@ def record(
     if "logit_lens" in recorder.what:
         from optlens.lens import store_lens
 
+        allocator.release()  # what the run has freed is in pieces too small for the lens's tables
         store_lens(recording)
     return recording
 

@@ -16,7 +16,7 @@ NF4_BLOCK = 64
 NF4_CODES = 16
 QUANTIZED = ("int8", "nf4")
 # The logit lens works on so many bytes of one float32 table [positions, d_vocab] at a time.
-LENS_TABLES = 6
+LENS_TABLES = 4
 _POSITION_BYTES = 8
 
 

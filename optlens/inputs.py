@@ -64,11 +64,48 @@ class InputMethods:
 
         Returns:
             Token ids (or the residual that `start_at_layer` takes, or `inputs_embeds`), and the
-            mask, None where nothing is padding.
+            mask, None where nothing is padding; it stays where it was made.
 
         Raises:
             InputError: If the input is empty, out of range or contradicts itself.
         """
+        given, mask = self._checked_inputs(
+            input_ids, attention_mask, inputs_embeds, start_at_layer, past_key_values, prepend_bos
+        )
+        return given.to(self.device), mask
+
+    def inputs_on_host(
+        self,
+        input_ids: Prompt,
+        attention_mask: Tensor | None = None,
+        prepend_bos: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokenise text and check it as `prepare_inputs` does, but leave it on the CPU.
+
+        What is to be run is planned from tokens and masks. They come from the CPU; read there, no
+        plan has to wait for an accelerator.
+
+        Returns:
+            Token ids, `[batch, pos]`, and the mask, None where nothing is padding.
+
+        Raises:
+            InputError: If the input is empty, out of range or contradicts itself.
+        """
+        tokens, mask = self._checked_inputs(
+            input_ids, attention_mask, None, None, None, prepend_bos
+        )
+        return tokens.cpu(), None if mask is None else mask.cpu()
+
+    def _checked_inputs(
+        self,
+        input_ids: Prompt | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        start_at_layer: int | None,
+        past_key_values: KVCache | None,
+        prepend_bos: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `prepare_inputs` does, before it is moved."""
         if (input_ids is None) == (inputs_embeds is None):
             raise checks.InputError(
                 "Give exactly one of input_ids (or text) and inputs_embeds, "
@@ -96,7 +133,7 @@ class InputMethods:
             attention_mask = attention_mask.unsqueeze(0)
         if not checks.attention_mask(attention_mask, batch, length, past_key_values):
             attention_mask = None
-        return given.to(self.device), attention_mask
+        return given, attention_mask
 
     def _tokenise(
         self,
@@ -118,7 +155,7 @@ class InputMethods:
             )
         seen = 0 if past is None else past.get_seq_length()
         # a text that continues has its `</s>` already
-        tokens, mask = self.to_tokens_and_mask(text, prepend_bos=prepend_bos and seen == 0)
+        tokens, mask = self._ids_and_mask(text, prepend_bos=prepend_bos and seen == 0)
         if mask is not None and seen:
             mask = torch.cat([mask.new_ones(len(mask), seen), mask], dim=1)
         return tokens, mask

@@ -113,8 +113,7 @@ class Metric:
             InputError: If an answer is not one token (its pieces are shown) or out of range, there
                 are not as many answers as prompts, or a prompt has no token at `pos`.
         """
-        tokens, mask = model.prepare_inputs(tokens, mask)
-        tokens = tokens.cpu()
+        tokens, mask = model.inputs_on_host(tokens, mask)
         real = real_tokens(tokens, mask)
         bound = BoundMetric(self, torch.empty(0), model.config.vocab_size)
         if self.whole:

@@ -1,7 +1,8 @@
 """The tensors of a recording, filled by recorders at hook points, in one pass or in many.
 
 Every kept value is copied at once into a tensor laid out for the user (`[layer, head, query, key]`
-and so on), so a recording holds no more than was asked for, and its size is known beforehand.
+and so on), so a recording holds no more than was asked for, and its size is known beforehand. From
+a GPU to the host copies go into pinned memory, and are waited for only at the end.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from optlens import allocator, checks
+from optlens import allocator, checks, pinned
 from optlens.hooks import HookPoint
 from optlens.interventions import provenance
+from optlens.interventions.values import PerDevice
 from optlens.memory import available_bytes, describe_bytes
 from optlens.names import get_act_name, is_full_name, shape_of, spec_of
 from optlens.recording import FINAL, WHAT, Recording, fingerprint
@@ -92,10 +94,11 @@ class Recorder:
         if torch.device(device).type == "cpu":
             allocator.reserve(plan_bytes(plan, self.dtype))
         self.model, self.first, self._columns = model, 0, columns
+        self._columns_on = None if columns is None else PerDevice(columns)
         self._tensors: dict[str, Tensor] = {}
         self._slots: dict[str, list[_Slot]] = {}
         for name, (size, hooks) in plan.items():
-            self._tensors[name] = torch.empty(size, dtype=self.dtype, device=device)
+            self._tensors[name] = self._set_aside(size)
             kind = hooks[0].rpartition("hook_")[2]
             if in_parts and kind in UNSEEN:
                 self._tensors[name].fill_(UNSEEN[kind])
@@ -104,8 +107,14 @@ class Recorder:
                 self._slots.setdefault(hook, []).append(slot)
         self.points = model.match_hooks(list(self._slots))
         all_heads = self.heads == list(range(config.n_heads))
-        self._head_index = None if all_heads else torch.tensor(self.heads, device=model.device)
+        self._head_index = None if all_heads else PerDevice(torch.tensor(self.heads))
+        self._ordered: set[torch.device] = set()  # where copies may still be on their way from
         self._infinite: dict[str, list[Tensor]] = {}  # as computed, and as stored
+
+    def _set_aside(self, size: tuple[int, ...]) -> Tensor:
+        if torch.device(self.device).type != "cpu":
+            return torch.empty(size, dtype=self.dtype, device=self.device)
+        return pinned.host_tensor(size, self.dtype, self.model.device)
 
     @property
     def listens_behind_blocks(self) -> bool:
@@ -118,17 +127,23 @@ class Recorder:
             part, target = value, slot.target.select(1, slot.row)
             for axis, name in enumerate(slot.axes):
                 if name == "head" and self._head_index is not None:
-                    part = part.index_select(axis, self._head_index.to(value.device))
+                    part = part.index_select(axis, self._head_index.on(value.device))
                 elif name in ("pos", "query") and self._columns is not None:
-                    part = _take_positions(part, axis, self._columns.to(value.device))
+                    part = _take_positions(part, axis, self._columns_on.on(value.device))
                 elif name in ("pos", "query", "key") and part.shape[axis] < target.shape[axis]:
                     start = 0 if name == "key" else self.first
                     target = target.narrow(axis, start, part.shape[axis])
             if len(part) < len(target):  # a prompt is run once, however many texts continue it
                 part = part.repeat_interleave(len(target) // len(part), 0)
-            kept = target.copy_(part)
+            narrows = torch.finfo(target.dtype).max < torch.finfo(part.dtype).max
+            if part.device.type == "cuda" and slot.target.is_pinned():
+                kept = part.to(target.dtype) if narrows else part  # the copy is not there yet
+                pinned.copy_later(target, kept)
+                self._ordered.add(part.device)
+            else:
+                kept = target.copy_(part)
             slot.filled = True
-            if torch.finfo(kept.dtype).max < torch.finfo(part.dtype).max:
+            if narrows:
                 counts = torch.stack([part.isinf().sum().to(kept.device), kept.isinf().sum()])
                 self._infinite.setdefault(hook.name, []).append(counts)
 
@@ -147,6 +162,7 @@ class Recorder:
             RuntimeError: If a hook never fired.
             InputError: If a value does not fit the dtype.
         """
+        pinned.wait_for(self._ordered)
         _check_kept(self._slots, self._infinite)
         facts = _metadata(self.model, tokens, real, self.what)
         columns = self._columns
@@ -269,7 +285,8 @@ def _check_kept(slots: dict[str, list[_Slot]], infinite: dict[str, list[Tensor]]
             "replaced by one without hooks? Leave it out with layers= or what=."
         )
     for name, counts in infinite.items():
-        computed, stored = torch.stack(counts).sum(0).tolist()
+        total = checks.on_host(sum(counts))
+        computed, stored = (0, 0) if total is None else total.tolist()
         if computed != stored:
             dtype = slots[name][0].target.dtype
             raise checks.InputError(

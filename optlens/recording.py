@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from optlens import checks
 from optlens.checks import InputError
 from optlens.files import read_tensors, write_tensors
 from optlens.names import get_act_name, is_full_name
@@ -308,7 +309,7 @@ def fingerprint(model: OPTForCausalLM) -> str:
     At least one number of every row and every column of each weight is read, which takes
     milliseconds: that a neuron, a head or a token's embedding was changed is seen, a change to
     single numbers may not be. A wider dtype changes nothing, one that rounds the weights does.
-    Config fields on which the weights and the computation do not depend, such as `use_cache`, are
+    Of a model without values, on fake tensors, it is that of its shapes. Config fields on which the weights and the computation do not depend, such as `use_cache`, are
     left out.
     """
     config = model.config.to_dict()
@@ -318,8 +319,9 @@ def fingerprint(model: OPTForCausalLM) -> str:
     shapes = (f"{name}{_shape(module, attribute)}" for name, module, attribute in weights)
     digest.update("".join(shapes).encode())
     for _, module, attribute in weights:
-        sample = _sample(module, attribute).to("cpu", torch.float32)
-        digest.update(sample.contiguous().numpy())
+        sample = checks.on_host(_sample(module, attribute))
+        if sample is not None:  # a rehearsal has no values
+            digest.update(sample.float().contiguous().numpy())
     return digest.hexdigest()
 
 

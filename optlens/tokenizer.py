@@ -344,6 +344,14 @@ class TokenizerMethods:
         The mask is 1 for real tokens and 0 for padding; None when nothing was padded. Token ids are
         taken as they are: if they hold padding, the mask is the caller's to give.
         """
+        tokens, mask = self._ids_and_mask(prompt, prepend_bos)
+        device = getattr(self, "device", tokens.device)
+        return tokens.to(device), None if mask is None else mask.to(device)
+
+    def _ids_and_mask(
+        self, prompt: str | Sequence[str] | Tensor, prepend_bos: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the same where it is made: of text on the CPU, of ids where they are."""
         texts, mask = [prompt] if isinstance(prompt, str) else prompt, None
         if isinstance(prompt, Tensor):
             tokens = prompt[None] if prompt.ndim == 1 else prompt
@@ -357,8 +365,7 @@ class TokenizerMethods:
                 f"{type(prompt).__name__}. Wrap a list of ids in torch.tensor(...)."
             )
         checks.token_ids(tokens, self.config.vocab_size)
-        device = getattr(self, "device", tokens.device)
-        return tokens.long().to(device), None if mask is None else mask.to(device)
+        return tokens.long(), mask
 
     def to_string(self, tokens: int | Sequence | Tensor) -> str | list[str]:
         """Return the text of ids `[pos]`, or a list of texts of ids `[batch, pos]`."""

@@ -202,4 +202,5 @@ def test_stored_lens(dtype: torch.dtype, batch: int, pos: int, chunk: int, monke
     measured -= sum(t.nbytes for t in recording.values())
     found = lens_bytes(model.config, batch, pos, dtype.itemsize, rows=4, chunk_bytes=chunk)
     run = recording_run_bytes(model.config, batch, pos, dtype.itemsize, patterns=False)
-    assert max(found, run) == pytest.approx(measured, rel=SHARE)
+    # the run is over before there is memory for the lens
+    assert max(found, run - kept) == pytest.approx(measured, rel=SHARE)

@@ -32,7 +32,7 @@ LAYERS = [
         "quantized",
     }
     | {"attention_mask", "memory", "allocator", "demo", "logit_math", "prompt_words", "labels"}
-    | {"window_log"},
+    | {"window_log", "pinned"},
     {"cache", "tokenizer", "tokenizer_files", "weights", "inputs", "loss", "task_loss"},
     {"base", "model"},
     {"task_heads"},

@@ -42,6 +42,8 @@ def check_quantize(quantize: str | None, device_map: object) -> None:
             f"quantize={quantize!r} keeps the weights in memory, and device_map={device_map!r} on "
             "the disk, where they are in their stored dtype. Choose one of the two."
         )
+    for name in ("autograd._functions", "backends.cpu.ops"):
+        logging.getLogger(f"bitsandbytes.{name}").addFilter(_says_something_new)
     try:
         importlib.import_module("bitsandbytes")
     except ImportError as error:
@@ -50,12 +52,11 @@ def check_quantize(quantize: str | None, device_map: object) -> None:
             f"be imported: {error}. Install it with `pip install 'optlens[quantize]'`, or give "
             'dtype="bfloat16", which halves float32 without it.'
         ) from error
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_something_new)
 
 
 def _says_something_new(record: logging.LogRecord) -> bool:
-    """Leave out what bitsandbytes says at every int8 product of a model that is not in float16."""
-    return "inputs will be cast" not in record.msg
+    """Leave out what comes at every int8 product outside float16, and of a 4-bit kernel not used."""
+    return not any(known in record.msg for known in ("inputs will be cast", "gemm_4bit_forward"))
 
 
 class Quantization:

@@ -107,8 +107,9 @@ def mean_over_all(model: OPTBase, prompts: Prompts, hooks: list[str]) -> dict[st
     count = 0
     for values, real in _chunks(model, tokens, mask, hooks):
         count += int(real.sum())
+        places = real.nonzero(as_tuple=True)  # found here: no device is asked how many there are
         for hook, value in values.items():
-            total = value[real.to(value.device)].double().sum(0)
+            total = value[tuple(at.to(value.device) for at in places)].double().sum(0)
             sums[hook] = sums.get(hook, 0) + total
     return {hook: total / count for hook, total in sums.items()}
 
@@ -136,7 +137,7 @@ def mean_of_positions(model: OPTBase, prompts: Prompts, hooks: list[str]) -> Hel
 
 def _tokens(model: OPTBase, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
     given = prompts if isinstance(prompts, Tensor) else list(prompts)
-    return model.prepare_inputs(given)
+    return model.inputs_on_host(given)
 
 
 def _chunks(
@@ -156,7 +157,7 @@ def _chunks(
                 attention_mask=None if mask is None else mask[part],
                 use_cache=False,
             )
-        yield dict(cache), real.bool().cpu()
+        yield dict(cache), real.bool()
 
 
 @contextmanager

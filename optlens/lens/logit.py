@@ -235,12 +235,16 @@ def _compute(recording: Recording, rows: Tensor, top_k: int) -> list[Tensor]:
         final_log = _logits(recording, final[chunk]).log_softmax(-1)
         final_prob = final_log.exp()
         for row in range(n_rows):
-            log = _logits(recording, by_row[row, chunk]).log_softmax(-1)
+            work = _logits(recording, by_row[row, chunk])
+            log = work.log_softmax(-1)
             top = log.topk(top_k)
             tokens[row, chunk] = top.indices.cpu()
             probs[row, chunk] = top.values.exp().float().cpu()
-            entropy[row, chunk] = torch.special.entr(log.exp()).sum(-1).float().cpu()
-            difference = (final_log - log).mul_(final_prob)
-            kl[row, chunk] = difference.sum(-1).float().cpu()
+            # the tables are large: what comes next takes the logits' memory, no longer needed
+            torch.special.entr(torch.exp(log, out=work), out=work)
+            entropy[row, chunk] = work.sum(-1).float().cpu()
+            torch.sub(final_log, log, out=work).mul_(final_prob)
+            kl[row, chunk] = work.sum(-1).float().cpu()
+            del work, log
     batch = rows.shape[0]
     return [s.unflatten(1, (batch, -1)).transpose(0, 1) for s in (tokens, probs, entropy, kl)]

@@ -96,23 +96,21 @@ def ablate_sweep(
         >>> ablate_sweep(model, prompts, mode="zero", metric=logit_diff(" Mary", " John"))  # doctest: +SKIP
     """
     _check_mode(mode, reference)
-    tokens, mask = model.prepare_inputs(prompts)
+    tokens, mask = model.inputs_on_host(prompts)
     names = names_of(site)
     if names & {"attn_scores"} and mode != "resample":
         raise checks.InputError(
             f"mode={mode!r} makes no sense for attn_scores, where masked keys are -inf; ablate "
             "'pattern' or 'z', or use interventions.Knockout."
         )
-    others = None if reference is None else model.prepare_inputs(reference)
+    others = None if reference is None else model.inputs_on_host(reference)
     with undisturbed(model):
         standing = Standing(model, interventions, spans)
         standing.check_site(site)
         with standing.at_work(tokens, mask, "prompts"):
             base = run_base(model, tokens, mask, names)
         sources = _sources(model, base, mode, others, per_position, seed, names)
-    grid = make_grid(
-        model.config, site, over, base.real.cpu(), layers, heads, positions, neurons, window
-    )
+    grid = make_grid(model.config, site, over, base.seen, layers, heads, positions, neurons, window)
     about = {"site": as_given(site), "mode": mode, "window": window, "prompts": tokens.tolist()}
     about |= {"per_position": per_position, "seed": seed if mode == "resample" else None}
     if others is not None:
@@ -148,7 +146,7 @@ def _sources(
     real = real_tokens(tokens, mask)
     square = bool(names & {"pattern", "attn_scores"})
     if mode == "resample" or per_position or square:
-        lengths, wanted = real.sum(-1), base.real.sum(-1)
+        lengths, wanted = real.sum(-1), base.seen.sum(-1)
         if int(lengths.min()) != int(lengths.max()) or bool((wanted != lengths[0]).any()):
             raise checks.InputError(
                 f"The reference prompts have {sorted(set(lengths.tolist()))} tokens and the prompts "
@@ -161,13 +159,14 @@ def _sources(
         chosen = other_prompts(base.tokens, tokens, seed)
         return {name: [v[chosen] for v in group] for name, group in values.items()}
     sources: dict[str, list[Tensor]] = {}
+    places = real.nonzero(as_tuple=True)
     for name, group in values.items():
         sources[name] = []
         for layer, value in enumerate(group):
             if per_position or square:
                 mean = value.mean(0, keepdim=True)
             else:
-                mean = value[real.to(value.device)].mean(0)[None, None]
+                mean = value[tuple(at.to(value.device) for at in places)].mean(0)[None, None]
             sources[name].append(mean.expand(count, *base.values[name][layer].shape[1:]))
     return sources
 
@@ -176,12 +175,12 @@ def other_prompts(tokens: Tensor, reference: Tensor, seed: int) -> Tensor:
     """Draw for each prompt a reference prompt that is not the same."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
-    for number, row in enumerate(tokens.cpu()):
-        others = (reference.cpu() != row).any(-1).nonzero().flatten()
+    for number, row in enumerate(tokens):
+        others = (reference != row).any(-1).nonzero().flatten()
         if not len(others):
             raise checks.InputError(
                 f"The reference set holds nothing but prompt {number} itself; resampling takes "
                 "another prompt's values. Give other prompts."
             )
         chosen.append(others[torch.randint(len(others), (), generator=generator)])
-    return torch.stack(chosen).to(reference.device)
+    return torch.stack(chosen)

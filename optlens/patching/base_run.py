@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ class BaseRun:
     """The unpatched run, from which patched runs branch off.
 
     Attributes:
-        tokens: Token ids, `[prompts, pos]`.
-        real: True at real tokens, `[prompts, pos]`.
+        tokens: Token ids, `[prompts, pos]`, on the CPU: from them it is planned what to run.
+        seen: True at real tokens, `[prompts, pos]`, on the CPU.
         padded: Whether any token is padding.
         values: Short site name to one tensor for each layer, `[prompts, ...]` as in the table of
             hooks; `embed` has one entry.
@@ -29,10 +30,15 @@ class BaseRun:
     """
 
     tokens: Tensor
-    real: Tensor
+    seen: Tensor
     padded: bool
     values: dict[str, list[Tensor]]
     final: Tensor
+
+    @cached_property
+    def real(self) -> Tensor:
+        """True at real tokens, `[prompts, pos]`, where the run took place."""
+        return self.seen.to(self.final.device)
 
 
 def site_values(
@@ -91,9 +97,9 @@ def run_base(model, tokens: Tensor, mask: Tensor | None, site_names: set[str]) -
         mask: The padding mask, or None.
         site_names: Short names of the sites that will be patched.
     """
+    tokens, mask = tokens.cpu(), None if mask is None else mask.cpu()
     values, final = site_values(model, tokens, mask, values_kept(site_names))
-    real = real_tokens(tokens, mask)
-    return BaseRun(tokens, real, mask is not None, values, final)
+    return BaseRun(tokens, real_tokens(tokens, mask), mask is not None, values, final)
 
 
 def values_kept(site_names: set[str]) -> set[str]:

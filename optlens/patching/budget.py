@@ -15,7 +15,8 @@ DEFAULT_BUDGET = 2**30  # bytes, where the system does not say what is free
 def bytes_of(*runs: dict[str, list[Tensor]]) -> int:
     """Count the bytes of recorded values, those that share memory once."""
     tensors = [tensor for run in runs for layers in run.values() for tensor in layers]
-    unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    # not by address, which tensors without values do not have
+    unique = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(unique.values())
 
 

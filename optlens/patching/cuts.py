@@ -17,18 +17,22 @@ class Cuts:
         keys: True at the columns of each set that they do not see, `[set, prompts, pos]`.
     """
 
-    def __init__(self, queries: Tensor, keys: Tensor, real: Tensor) -> None:
+    def __init__(
+        self, queries: Tensor, keys: Tensor, real: Tensor, device: torch.device | str = "cpu"
+    ) -> None:
         """Keep the sets.
 
         Args:
             queries: As the attribute.
             keys: As the attribute.
-            real: True at real tokens, `[prompts, pos]`, on the model's device.
+            real: True at real tokens, `[prompts, pos]`; all three are on the CPU.
+            device: Where scores will be.
         """
-        self.queries, self.keys = queries.to(real.device) & real, keys.to(real.device) & real
-        self._queries = self.queries.cpu().numpy()
+        queries, keys = queries & real, keys & real
+        self.queries, self.keys = queries.to(device), keys.to(device)
+        self._queries = queries.numpy()
         # a query sees a key of the set if there is one at or before its own column
-        self._in_sight = self.keys.cumsum(-1).gt(0).cpu().numpy()
+        self._in_sight = keys.cumsum(-1).gt(0).numpy()
 
     def changed(self, query: int, key: int) -> np.ndarray:
         """Tell at which columns something is cut that was there, `[prompts, pos]`."""

@@ -105,7 +105,7 @@ def knockout_sweep(
         >>> result.labels["key"]
         ['subject', 'relation']
     """
-    tokens, mask = model.prepare_inputs(prompt)
+    tokens, mask = model.inputs_on_host(prompt)
     real = real_tokens(tokens, mask)
     over = [over] if isinstance(over, str) else list(over)
     _check_axes(over, heads, window)
@@ -119,7 +119,7 @@ def knockout_sweep(
     }
     cells = _cells(over, choices, window, model.config.n_layers)
     columns = torch.empty(len(tokens), 0, dtype=torch.long)
-    cuts = Cuts(_at_columns(query_sets, real), _at_columns(key_sets, real), real)
+    cuts = Cuts(_at_columns(query_sets, real), _at_columns(key_sets, real), real, model.device)
     grid = Grid(tuple(over), {axis: choices[axis] for axis in over}, cells, columns, cuts)
     about = {"site": "attn_scores", "mode": "knockout", "window": window}
     about |= {"prompts": tokens.tolist()}
@@ -171,7 +171,7 @@ def _sets(
             for label, each in given.items()
         ]
     if given is None and swept:
-        entries, _ = positions_in_all(None, real.cpu())
+        entries, _ = positions_in_all(None, real)
         return entries, [[[entry % length] for length in lengths] for entry in entries]
     if given is None:
         return ["all"], [[list(range(length)) for length in lengths]]
@@ -181,7 +181,7 @@ def _sets(
 
 def _at_columns(sets: list[list[list[int]]], real: Tensor) -> Tensor:
     """Mark the columns of each set's positions, `[set, prompts, pos]` on the CPU."""
-    columns = [row.nonzero().flatten() for row in real.cpu()]
+    columns = [row.nonzero().flatten() for row in real]
     chosen = torch.zeros(len(sets), *real.shape, dtype=torch.bool)
     for number, places in enumerate(sets):
         for row, place in enumerate(places):

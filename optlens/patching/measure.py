@@ -58,7 +58,7 @@ class Measure:
         self.model, self.base = model, base
         metric = as_metric(metric)
         self.name = str(metric)
-        self.metric = metric.bind(model, base.tokens, base.real.long() if base.padded else None)
+        self.metric = metric.bind(model, base.tokens, base.seen.long() if base.padded else None)
         self.reads = self.metric.columns.to(base.final.device)
         if self.metric.needs_clean:
             self.metric = self.metric.with_clean(self._logits(self.read(finals[0])))
@@ -82,13 +82,14 @@ class Measure:
             final: The last residual stream at the columns that the metric reads,
                 `[run, n, d_model]`.
         """
-        at = torch.tensor(prompts, device=final.device)
+        here = torch.tensor(prompts)
+        at = here.to(final.device)
         if not self.metric.whole:
             found = [
                 self.metric(self._logits(part, which), which)
                 for part, which in zip(final.split(MOST_LOGITS), at.split(MOST_LOGITS), strict=True)
             ]
-            values[torch.tensor(cells), at.cpu()] = torch.cat(found).to(values)
+            values[torch.tensor(cells), here] = torch.cat(found).to(values)
             return
         # a function of all prompts' logits: where a patch changes nothing, the unpatched run's
         by_cell: dict[int, list[int]] = {}

@@ -51,15 +51,24 @@ def undisturbed(model: OPTForCausalLM) -> Iterator[None]:
 def paired_tokens(
     model: OPTForCausalLM, clean: Prompt, corrupt: Prompt
 ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """Return what `paired_on_host` does, on the model's device."""
+    pair, mask = paired_on_host(model, clean, corrupt)
+    mask = None if mask is None else mask.to(model.device)
+    return tuple(tokens.to(model.device) for tokens in pair), mask
+
+
+def paired_on_host(
+    model: OPTForCausalLM, clean: Prompt, corrupt: Prompt
+) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
     """Tokenise two prompts, or lists of prompts, that have to match token by token.
 
     Returns:
-        Token ids of both, `[prompts, pos]`, and their common padding mask or None.
+        Token ids of both, `[prompts, pos]`, and their common padding mask or None, on the CPU.
 
     Raises:
         InputError: If their numbers or lengths differ; shows both tokenisations.
     """
-    prepared = [model.prepare_inputs(prompt) for prompt in (clean, corrupt)]
+    prepared = [model.inputs_on_host(prompt) for prompt in (clean, corrupt)]
     (tokens, mask), (other, _) = prepared  # padded on the left, if at all: alike where lengths are
     if len(tokens) != len(other):
         raise checks.InputError(

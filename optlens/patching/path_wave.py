@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from optlens import checks
 from optlens.names import get_act_name
 from optlens.patching.base_run import BaseRun
 from optlens.patching.budget import bytes_of, portion_budget
@@ -62,7 +63,7 @@ class PathWave:
             base: The base run, with resid_pre, z, attn_out and mlp_out.
             sources: z, mlp_out, embed and pos_embed of the source run.
             receivers: Where paths end.
-            differs: True at real tokens from the first difference on, `[prompts, pos]`.
+            differs: True at real tokens from the first difference on, `[prompts, pos]` on the CPU.
             freeze_mlps: Whether MLPs are held at their base values.
         """
         self.model, self.base, self.sources, self.differs = model, base, sources, differs
@@ -75,7 +76,7 @@ class PathWave:
     def rows_of(self, grid: PathGrid) -> list[PathRow]:
         """List the entries that have a path to the receivers and something new to send along it."""
         last = self.receivers.stage(self.n_layers)
-        places = [seen.nonzero().flatten().tolist() for seen in self.base.real.cpu()]
+        places = [seen.nonzero().flatten().tolist() for seen in self.base.seen]
         rows, news_of = [], cache(self._news)
         for index, cell in enumerate(grid.cells):
             senders = tuple(sender for sender in cell.senders if sender.stage < last)
@@ -101,7 +102,8 @@ class PathWave:
         else:
             head = sender.what
             changed = base["z"][layer][:, :, head] != sources["z"][layer][:, :, head]
-        return (changed.any(-1) & self.differs).cpu()
+        known = checks.on_host(changed.any(-1))
+        return self.differs if known is None else known & self.differs
 
     def _embedding(self) -> Tensor:
         return self.sources["embed"][0] + self.sources["pos_embed"][0]

@@ -21,7 +21,7 @@ import torch
 from optlens.attention_mask import real_tokens
 from optlens.patching.base_run import BaseRun, site_values
 from optlens.patching.measure import AnyMetric, Measure
-from optlens.patching.pairs import denoises, paired_tokens, undisturbed
+from optlens.patching.pairs import denoises, paired_on_host, undisturbed
 from optlens.patching.path_nodes import lay_out, parse_receivers
 from optlens.patching.path_wave import PathRow, PathWave
 from optlens.patching.result import PatchResult, paired_labels, token_labels
@@ -101,11 +101,11 @@ def path_patch(
         (('layer', 'head'), (5, 8))
     """
     denoise = denoises(direction)
-    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt)
+    (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt)
     parsed = parse_receivers(receivers, model.config)
     real = real_tokens(clean_tokens, mask)
     chosen = {"layer": layers, "head": heads, "pos": positions}
-    grid = lay_out(model.config, senders, parsed, over, real.cpu(), chosen)
+    grid = lay_out(model.config, senders, parsed, over, real, chosen)
     tokens = (clean_tokens, corrupt_tokens)
     base_tokens, source_tokens = tokens if not denoise else tokens[::-1]
     with undisturbed(model):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optlens import checks
 from optlens.patching.base_run import BaseRun
 from optlens.patching.grid import Cell, Grid
 from optlens.patching.group import Row
@@ -31,9 +32,9 @@ def rows_of(
         grid: The patches.
         base: The unpatched run.
         sources: What patches write, for each site one tensor `[prompts, pos, ...]` a layer.
-        reads: The columns that the metric reads, `[prompts, n]`.
-        equal_before: The first column in which the two prompts differ, `[prompts]`: before it
-            nothing changes. None if that is not known.
+        reads: The columns that the metric reads, `[prompts, n]` on the CPU.
+        equal_before: The first column in which the two prompts differ, `[prompts]` on the CPU:
+            before it nothing changes. None if that is not known.
 
     Returns:
         A row for every patch of every prompt that can change the metric, in the order of the grid.
@@ -60,10 +61,13 @@ def rows_of(
     @cache
     def _changed(name: str, layer: int):
         """Compare a site's values with what would be written, without the innermost axis."""
-        changed = (base.values[name][layer] != sources[name][layer]).cpu()
-        changed[~base.real.cpu()] = False
+        differ = base.values[name][layer] != sources[name][layer]
+        changed = checks.on_host(differ)
+        if changed is None:  # a rehearsal, in which nothing has a value: all may change
+            changed = torch.ones(differ.shape, dtype=torch.bool)
+        changed[~base.seen] = False
         if equal_before is not None:
-            before = torch.arange(changed.shape[1]) < equal_before.cpu()[:, None]
+            before = torch.arange(changed.shape[1]) < equal_before[:, None]
             changed[before] = False
         if name not in ("mlp_pre", "mlp_post", "attn_scores", "pattern"):
             changed = changed.any(-1)  # [prompts, pos] or [prompts, pos, head]

@@ -68,10 +68,9 @@ class SweepStream(Iterator[PatchResult]):
         self._found = sweep.empty_result(resume)
         self.result = self._found if shown is None else shown(self._found)
         self.filled: list[int] = []
-        values = self._values
-        todo = [patch for patch in sweep.patches if values[_cell(patch)].isnan().any()]
-        self._todo = todo
-        self._counts = np.cumsum([0, *(len(rows) for rows, _ in todo)])
+        is_open = checks.on_host(self._values.isnan().any(-1))  # None in a rehearsal: all are
+        self._todo = [patch for patch in sweep.patches if is_open is None or is_open[_cell(patch)]]
+        self._counts = np.cumsum([0, *(len(rows) for rows, _ in self._todo)])
         self._at = 0  # the first of `_todo` that was not computed
         self._began, self._wave = False, None
         self._goal = 0.0  # operations of the next small portion
@@ -176,7 +175,7 @@ class SweepStream(Iterator[PatchResult]):
         if sweep.base.final.device.type == "cpu":
             allocator.reserve(sweep.bytes)  # without it, page faults take a tenth of the time
         shared = (sweep.model, sweep.base, sweep.sources, sweep.grid.columns)
-        shared += (sweep.measure.reads, sweep.grid.cuts)
+        shared += (sweep.measure.metric.columns, sweep.grid.cuts)
         return Wave(*shared) if sweep.standing is None else StandingWave(sweep.standing, *shared)
 
     @property

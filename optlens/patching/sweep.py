@@ -20,7 +20,7 @@ from optlens.patching.base_run import BaseRun, run_base, site_values
 from optlens.patching.budget import bytes_of, portion_budget
 from optlens.patching.grid import Grid, make_grid
 from optlens.patching.measure import AnyMetric, Measure
-from optlens.patching.pairs import denoises, paired_tokens, undisturbed
+from optlens.patching.pairs import denoises, paired_on_host, undisturbed
 from optlens.patching.plan import SweepPlan, chunks_of, patches_of, plan_of
 from optlens.patching.result import (
     PatchResult,
@@ -108,7 +108,7 @@ def patch_sweep(
         >>> result = patch_sweep(model, clean, corrupt, metric=logit_diff(" Mary", " John"))  # doctest: +SKIP
     """
     denoise = denoises(direction)
-    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt)
+    (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt)
     names = names_of(site)
     ends = [(clean_tokens, "clean prompts"), (corrupt_tokens, "corrupt prompts")]
     (given, from_where), (patched, where) = ends if denoise else ends[::-1]
@@ -124,9 +124,7 @@ def patch_sweep(
     first_difference = torch.where(differ.any(-1), differ.int().argmax(-1), differ.shape[1])
     about = {"site": as_given(site), "direction": direction, "window": window}
     about |= {"clean": clean_tokens.tolist(), "corrupt": corrupt_tokens.tolist()}
-    grid = make_grid(
-        model.config, site, over, base.real.cpu(), layers, heads, positions, neurons, window
-    )
+    grid = make_grid(model.config, site, over, base.seen, layers, heads, positions, neurons, window)
     equal_before = None if standing.by_tokens else first_difference
     sweep = Sweep(
         model, base, sources, grid, metric, finals, equal_before, about, memory_budget, standing
@@ -183,7 +181,7 @@ class Sweep:
             held = {"interventions": standing.held()}
         with undisturbed(model):
             self.measure = Measure(model, base, metric, finals)
-        self.rows = rows_of(grid, base, sources, self.measure.reads, equal_before)
+        self.rows = rows_of(grid, base, sources, self.measure.metric.columns, equal_before)
         length, recorded = base.tokens.shape[1], bytes_of(base.values, sources, held)
         patches = patches_of(self.rows, model.config, length, base.final.element_size(), more)
         largest = max((size for _, size in patches), default=0)
@@ -258,7 +256,7 @@ class Sweep:
 
     def _labels(self) -> dict[str, list[str]]:
         """Name the entries of the axes, positions by the tokens of both prompts if there are two."""
-        model, real = self.model, self.base.real
+        model, real = self.model, self.base.seen
         if "corrupt" in self.about:
             pair = (torch.tensor(self.about[name]) for name in ("clean", "corrupt"))
             return paired_labels(model, self.grid.choices, *pair, real)

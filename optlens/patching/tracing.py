@@ -108,7 +108,7 @@ def causal_trace(
         (('layer', 'pos'), '4:  France')
     """
     _check_noise(noise, samples)
-    tokens, mask = model.prepare_inputs(prompt)
+    tokens, mask = model.inputs_on_host(prompt)
     real = real_tokens(tokens, mask)
     places = positions_of(model, tokens, real, subject, "subject")
     scale = noise * embedding_std(model, reference)
@@ -117,7 +117,7 @@ def causal_trace(
     metric = _predicted(model, real, clean_final[::samples]) if metric is None else metric
     metric = as_metric(metric)
     metric.bind(model, tokens, mask)  # what is wrong with it is said of the prompts as given
-    grid = make_grid(model.config, site, over, real.cpu(), layers, heads, positions, window=window)
+    grid = make_grid(model.config, site, over, real, layers, heads, positions, window=window)
     about = {
         "site": as_given(site),
         "window": window,
@@ -248,8 +248,7 @@ def _predicted(model: OPTForCausalLM, real: Tensor, final: Tensor) -> Metric:
     """Return the probability of the token that the clean run finds likeliest after each prompt."""
     last = real.shape[1] - 1 - real.flip(1).int().argmax(1)  # padding may be on the right
     with undisturbed(model):
-        rows = torch.arange(len(final), device=final.device)
-        logits = model.unembed(final[rows, last].unsqueeze(1))
+        logits = model.unembed(final[torch.arange(len(final)), last].unsqueeze(1))
     ids = logits.squeeze(1).argmax(-1).tolist()
     return prob(ids[0] if len(ids) == 1 else ids)
 

@@ -44,13 +44,14 @@ class Wave:
             sources: Short site name to the values that patches write, for each layer one tensor
                 `[prompts, ...]`.
             columns: The columns of the sweep's positions, `[prompts, positions]`.
-            reads: The columns that the metric reads, `[prompts, n]`.
+            reads: The columns that the metric reads, `[prompts, n]` on the CPU.
             cuts: Which edges of attention patches cut, if they do.
         """
         self.cuts = cuts
         self.model, self.base, self.sources = model, base, sources
         self.device = base.final.device
         self.columns, self.reads = columns.tolist(), reads.to(self.device)
+        self.read_columns = reads.tolist()  # what is written where is decided on the host
         self.n_layers, self.length = model.config.n_layers, base.tokens.shape[1]
         self.heads = (model.config.n_heads, model.config.d_head)
         # A softmax over whole vector registers takes half the time, so keys are rounded up; those
@@ -265,7 +266,9 @@ class Wave:
 
     def _edit(self, group: Group, x: Tensor, name: str, layer: int) -> None:
         """Write a site's patched values into a group's value of that site, in place."""
-        columns = None if group.contiguous else group.columns.tolist()
+        columns = None
+        if not group.contiguous:  # then they are those that the metric reads
+            columns = [self.read_columns[row.prompt] for row in group.rows]
         self._write(x, name, layer, group.rows, group.first, columns)
 
     def _write(

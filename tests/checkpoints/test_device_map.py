@@ -6,6 +6,7 @@ import pytest
 import torch
 from checkpoint_folders import IDS, make
 from conftest import tiny_config
+from fake_gpus import FakeGpus, needs_cuda_build
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -27,6 +28,7 @@ from optlens.checkpoints.matching import places_of
 from optlens.checkpoints.read import Weights
 from optlens.config import OPTConfig
 from optlens.footprint import module_bytes
+from optlens.interventions import Ablate, Patch, Steer
 from optlens.model import OPTForCausalLM
 from optlens.recorder import Recorder
 from optlens.recording import fingerprint
@@ -34,10 +36,6 @@ from optlens.recording import fingerprint
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 METRIC = optlens.metrics.logit_diff(" Mary", " John")
-# Fake tensors on a GPU can be indexed, and copied from one to another, only by a build with CUDA.
-needs_cuda_build = pytest.mark.skipif(
-    not torch.backends.cuda.is_built(), reason="needs a CUDA build of PyTorch, though no GPU"
-)
 
 
 def load(folder: Path, **options) -> OPTForCausalLM:
@@ -309,6 +307,29 @@ def test_66b_decodes_a_fixed_number_of_tokens_and_computes_the_loss(monkeypatch)
             out = model(tokens, past_key_values=past, use_cache=True, logits_to_keep=1)
             past, tokens = out.past_key_values, out.logits[:, -1:].argmax(-1)
             assert past.get_seq_length() == 5 + step
+
+
+@pytest.mark.placement
+@needs_cuda_build
+@pytest.mark.parametrize("n_gpus", [2, 3, 4])
+def test_66b_is_patched_and_generates_on_several(monkeypatch, n_gpus: int):
+    """Beside a real CPU: what is done where is decided by tokens and masks, which come from there."""
+    monkeypatch.setattr("optlens.recorder.available_bytes", lambda device: None)
+    with FakeGpus(), torch.no_grad():
+        config = OPTConfig.from_name("66b", num_hidden_layers=8)
+        model = on_fake_gpus(monkeypatch, config, n_gpus, torch.float16)
+        tokens = torch.tensor([[2, 5, 6, 7], [1, 2, 8, 9]])
+        mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+        edits = [
+            Patch("resid_post", layer=7, pos=-1, value=torch.zeros(9216)),
+            Ablate("z", layer=range(8), head=3, mode="mean", reference=tokens[:1]),
+            Steer(layer=4, vector=torch.ones(9216), scale=2.0),
+        ]
+        recording = model.record(tokens, what="z", attention_mask=mask, interventions=edits)
+        assert recording["z"].shape == (2, 8, 4, 72, 128)
+        options = {"stop_at_eos": False, "attention_mask": mask, "interventions": edits}
+        written = model.generate(tokens, 3, **options)
+        assert written.shape == (2, 7) and written.device == torch.device("cuda:0")
 
 
 def test_350m_with_its_projections_runs_on_two(monkeypatch):

@@ -79,10 +79,10 @@ def last_difference(logits):
 def padded_as_text(model, monkeypatch, clean, corrupt, mask):
     """Let two stand-ins for lists of texts tokenise to padded batches, as texts would."""
     prepared = {"clean": (clean, mask), "corrupt": (corrupt, mask)}
-    make = type(model).prepare_inputs
+    make = type(model).inputs_on_host
     monkeypatch.setattr(
         model,
-        "prepare_inputs",
+        "inputs_on_host",
         lambda given, *a, **k: (
             prepared.get(given) if isinstance(given, str) else make(model, given, *a, **k)
         ),

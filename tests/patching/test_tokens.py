@@ -60,8 +60,8 @@ def test_padding_gets_nothing_and_changes_nothing():
     short = torch.tensor([7, 8, 20, 21])
     both = torch.stack([torch.cat([torch.tensor([1, 1]), short]), long])
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    make = type(model).prepare_inputs
-    model.prepare_inputs = lambda given, *a, **k: (
+    make = type(model).inputs_on_host
+    model.inputs_on_host = lambda given, *a, **k: (
         (both, mask) if isinstance(given, str) else make(model, given, *a, **k)
     )
     found = token_attribution(model, "both", METRIC, steps=5)
