@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -86,17 +85,9 @@ def main() -> None:
     if args.once:
         print(json.dumps(record_once(args.folder, args.tokens, args.dtype)))
         return
-    import torch
-    from make_checkpoint import make_checkpoint
+    from make_checkpoint import stand_in
 
-    from optlens.config import OPTConfig
-
-    made = not (args.folder / "config.json").exists()
-    if made:
-        config = OPTConfig.from_name(args.size)
-        shard = int(9.9e9)  # so 6.7b is two files, as published
-        make_checkpoint(args.folder, config, "sharded", dtype=torch.float16, max_shard_bytes=shard)
-    try:
+    with stand_in(args.folder, args.size, args.keep):
         command = [sys.executable, __file__, "--folder", str(args.folder), "--once"]
         command += ["--tokens", str(args.tokens), "--dtype", args.dtype]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -112,9 +103,6 @@ def main() -> None:
         )
         print(f"peak {found['own'] / 1e9:.2f} GB of the process's own memory, ", end="")
         print(f"{found['all'] / 1e9:.2f} GB with the file's pages (at most {MUST_BYTES / 1e9:.2f})")
-    finally:
-        if made and not args.keep:
-            shutil.rmtree(args.folder)
 
 
 if __name__ == "__main__":

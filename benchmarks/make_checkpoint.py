@@ -18,7 +18,8 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -160,6 +161,27 @@ def write_bin(
             made[source] = tensor(name)
         state[name] = made[source]
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+
+
+@contextmanager
+def stand_in(folder: Path, size: str, keep: bool = False) -> Iterator[list[Path]]:
+    """Give the weight files of a float16 checkpoint as published: sharded, random; remove it later.
+
+    Args:
+        folder: Where to make it. One that is there already is used, and stays.
+        size: "125m", "350m", ...
+        keep: Leave what was made.
+    """
+    made = not (folder / "config.json").exists()
+    if made:
+        shard = int(9.9e9)  # 6.7b is two files then, as published
+        config = OPTConfig.from_name(size)
+        make_checkpoint(folder, config, "sharded", dtype=torch.float16, max_shard_bytes=shard)
+    try:
+        yield sorted(folder.glob("*.safetensors"))
+    finally:
+        if made and not keep:
+            shutil.rmtree(folder)
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ import ctypes
 import json
 import mmap
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -178,17 +177,9 @@ def main() -> None:
     if args.once:
         print(json.dumps(record_once(args.folder, args.tokens, args.prompts, args.dtype)))
         return
-    import torch
-    from make_checkpoint import make_checkpoint
+    from make_checkpoint import stand_in
 
-    from optlens.config import OPTConfig
-
-    made = not (args.folder / "config.json").exists()
-    if made:
-        config = OPTConfig.from_name(args.size)
-        make_checkpoint(args.folder, config, "sharded", dtype=torch.float16)
-    files = weight_files(args.folder)
-    try:
+    with stand_in(args.folder, args.size, args.keep) as files:
         rate = sequential_rate(files)
         total = sum(path.stat().st_size for path in files)
         print(f"{args.size}, {total / 1e9:.2f} GB in {len(files)} files; the disk gives ", end="")
@@ -200,9 +191,6 @@ def main() -> None:
             report(f"{args.prompts} prompts in one pass", many, rate)
             passes = args.prompts * one["run_s"] / many["run_s"]
             print(f"  {passes:.1f} times as fast as {args.prompts} passes of one prompt each")
-    finally:
-        if made and not args.keep:
-            shutil.rmtree(args.folder)
 
 
 if __name__ == "__main__":

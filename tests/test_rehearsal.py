@@ -94,9 +94,12 @@ def test_host_tensors_have_values_and_those_of_a_gpu_have_none(fakes):
         there + torch.tensor([3, 4])
 
 
-def test_a_recording_is_rehearsed_with_all_that_surrounds_it(fakes):
+@pytest.mark.placement
+@needs_cuda_build
+@pytest.mark.parametrize("edits", [(), [Ablate("z", layer=1, head=2, mode="zero")]])
+def test_a_recording_is_rehearsed_with_all_that_surrounds_it(fakes, edits):
     model = on_fake_gpu(tiny_config())
-    recording = model.record(CLEAN, interventions=[Ablate("z", layer=1, head=2, mode="zero")])
+    recording = model.record(CLEAN, interventions=edits)
     assert recording.attention.device == torch.device("cpu")
     assert recording.attention.shape == (2, 2, 4, 5, 5)
     assert recording.tokens.tolist() == CLEAN.tolist()

@@ -73,7 +73,7 @@ def test_views_are_kept_with_their_numbers_and_share_their_selection(notebook, w
     page = made.path.read_text(encoding="utf-8")
     held = contents(page)
     assert [[part["kind"] for part in view["parts"]] for view in held["views"]] == [
-        ["lens", "attention", "residual"], ["attention"], ["lens"],
+        ["interventions", "lens", "attention", "residual"], ["attention"], ["lens"],
     ]  # fmt: skip
     assert {view["selection"] for view in held["views"]} == {"IPY_MODEL_0"}
     assert held["selections"][0]["layer"] == 4
@@ -381,4 +381,4 @@ def test_a_formula_says_its_source_and_code_of_any_language_is_shown():
     assert 'alt="x &lt; y"' in formula("x < y", False)
     assert formula(r"\unknown{x}", False) == r'<code class="math-source">\unknown{x}</code>'
     assert "select &lt;" in code("select <", "no such language")
-    assert markdown("```mermaid\na-->b\n```") == "<pre>a--&gt;b</pre>"
+    assert markdown("```mermaid\na-->b\n```") == "<pre>a--&gt;b\n</pre>"
