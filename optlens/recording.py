@@ -309,8 +309,8 @@ def fingerprint(model: OPTForCausalLM) -> str:
     At least one number of every row and every column of each weight is read, which takes
     milliseconds: that a neuron, a head or a token's embedding was changed is seen, a change to
     single numbers may not be. A wider dtype changes nothing, one that rounds the weights does.
-    Of a model without values, on fake tensors, it is that of its shapes. Config fields on which the weights and the computation do not depend, such as `use_cache`, are
-    left out.
+    Of a model without values, on fake tensors, it is that of its shapes. Config fields on which the
+    weights and the computation do not depend, such as `use_cache`, are left out.
     """
     config = model.config.to_dict()
     facts = {name: config[name] for name in ARCHITECTURE}

@@ -240,5 +240,6 @@ def _cell(patch: tuple[list[Row], int]) -> int:
 
 
 def _versions(model) -> list[int]:
-    """Count how often each weight was written to, as torch does for autograd."""
-    return [0 if weight.is_inference() else weight._version for weight in model.parameters()]
+    """Count how often each weight in memory was written to, as torch does for autograd."""
+    in_memory = (weight for weight in model.parameters() if not hasattr(weight, "sample"))
+    return [0 if weight.is_inference() else weight._version for weight in in_memory]

@@ -6,6 +6,7 @@ fails to do, can be tried without one.
 
 import json
 import re
+import time
 
 import pytest
 import test_browser_widgets as shared
@@ -59,7 +60,8 @@ def stream(model, **options):
 def written(view, folder):
     """Write the page of a view whose messages go to Python."""
     parts = [view._part_facts(part, 0, data=lambda state: state) for part in view._parts]
-    state = {"prompts": view.prompts, "parts": parts, "selection": "IPY_MODEL_s"}
+    state = {"format": view.format, "prompts": view.prompts, "parts": parts}
+    state |= {"selection": "IPY_MODEL_s"}
     contents = packed({"state": state, "selected": view.selected}, as_text)
     text = json.dumps(contents).replace("<", "\\u003c")
     script = joined("patching.js", "shell.js", "standin.js") + LINE
@@ -77,7 +79,7 @@ def live(browser, tmp_path, model, monkeypatch):
     """Open the view of a running sweep; each answer computes one patch."""
     contexts = []
 
-    def open_view(view=None, seconds=1e-9, clock=False, **options):
+    def open_view(view=None, seconds=1e-9, clock=False, pause=0.0, **options):
         view = PatchingView(stream(model, stream=True)) if view is None else view
         filling = view._parts[0].filling
         monkeypatch.setattr(type(filling).step, "__defaults__", (seconds,))
@@ -89,6 +91,7 @@ def live(browser, tmp_path, model, monkeypatch):
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
 
         def answer(question):
+            time.sleep(pause)
             try:
                 content = packed(view.answer(json.loads(question)), as_text)
             except Exception as error:
@@ -153,7 +156,7 @@ def test_it_fills_in_and_ends_with_what_the_sweep_gives(live, model):
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
 def test_a_cancel_stops_it_and_it_goes_on(live, way):
-    page = live()
+    page = live(pause=0.05)  # or all would be done before a key is pressed
     page.wait_for_function("line.sent.length > 12")
     if way == "button":
         page.get_by_role("button", name="Cancel").click()
@@ -180,7 +183,7 @@ def test_a_cancel_stops_it_and_it_goes_on(live, way):
 
 
 def test_of_quick_clicks_the_newest_wins(live):
-    page = live()
+    page = live(pause=0.05)
     page.wait_for_function("line.sent.length > 8")
     hold(page)  # a busy kernel: nothing is answered, in its order
     page.get_by_role("button", name="Cancel").click()
@@ -190,7 +193,10 @@ def test_of_quick_clicks_the_newest_wins(live):
     page.evaluate("line.free()")
     page.locator(".ol-fill").wait_for(state="hidden")
     assert page.view.result.complete
-    page = live(PatchingView(stream(page.view._parts[0].filling.stream.sweep.model, stream=True)))
+    page = live(
+        PatchingView(stream(page.view._parts[0].filling.stream.sweep.model, stream=True)),
+        pause=0.05,
+    )
     page.wait_for_function("line.sent.length > 8")
     hold(page)
     for name in ("Cancel", "Go on", "Cancel"):
