@@ -43,7 +43,7 @@ def made_up(layers, heads, pos):
         weights = torch.rand(pos, pos).tril_().pow_(8)
         head.copy_(weights / weights.sum(-1, keepdim=True))
     facts = dict(layers=list(range(layers)), heads=list(range(heads)), positions=list(range(pos)),
-        columns=[list(range(pos))], is_batch=False, what=["attention"], prompts=["made up"],
+        columns=[list(range(pos))], is_batch=False, dtype="float16", model_dtype="float16", what=["attention"], prompts=["made up"],
         str_tokens=[["x"] * pos], labels={}, config=config)
     tensors = {"tokens": torch.arange(pos)[None] %% 97, "mask": torch.ones(1, pos).bool(),
         "attention": pattern}
@@ -161,7 +161,7 @@ def measure_lab(size: tuple[int, int, int], repeats: int) -> dict[str, list[floa
             page = open_notebook(browser, address, "views.ipynb")
             empty = browser_memory(folder / "profile")
             page.evaluate(RUN_ALL)
-            page.wait_for_selector(".ol-square", timeout=300_000)
+            page.wait_for_selector(".ol-square", timeout=90_000)
             results["show() to painted, s"] = show(page, repeats)
             page.wait_for_timeout(2000)  # small pictures that are still on their way
             results["one movement of the mouse, ms"] = page.evaluate(HOVER, 1)
@@ -183,7 +183,7 @@ def measure_explorer(repeats: int) -> dict[str, list[float]]:
         with server(folder) as address, browser_on(folder / "profile") as browser:
             page = open_notebook(browser, address, "views.ipynb")
             page.evaluate(RUN_ALL)
-            page.locator(".ol-iv-writer").first.wait_for(timeout=300_000)
+            page.locator(".ol-iv-writer").first.wait_for(timeout=90_000)
             page.wait_for_timeout(1000)
             found = []
             for step in range(2 * repeats):

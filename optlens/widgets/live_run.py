@@ -93,7 +93,7 @@ class LiveRun:
         self.at = 0
         self.changed: Callable[[], None] = lambda: None
         # What was made here was made under nothing but the interventions.
-        self._hidden = prompt is None and bool(recording.metadata["edited_hooks"])
+        self._hidden = prompt is None and bool(recording.metadata.get("edited_hooks"))
         self._lock = threading.RLock()  # frontends may answer on a thread of their own
 
     @classmethod
@@ -237,6 +237,6 @@ def _options_of(recording: Recording) -> dict[str, Any]:
             options[name] = list(facts[name])
     if recording.positions != list(range(recording.tokens.shape[-1])):
         options["pos"] = list(recording.positions)
-    if facts["dtype"] != facts["model_dtype"]:
+    if facts.get("dtype") != facts.get("model_dtype"):  # absent from older files
         options["dtype"] = getattr(torch, facts["dtype"].removeprefix("torch."))
     return options
