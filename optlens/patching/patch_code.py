@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def code_of(
-    patch: OnePatch, model: OPTForCausalLM | None = None, standing: Sequence[Intervention] = ()
+    patch: OnePatch,
+    model: OPTForCausalLM | None = None,
+    standing: Sequence[Intervention] = (),
+    spans: Mapping[str, Any] | None = None,
 ) -> str:
     """Return code that makes a patch with `model.intervene`; a `model` is all that it needs.
 
@@ -24,6 +27,7 @@ def code_of(
         patch: The patch.
         model: The model, if at hand: prompts are then written as text, not as token ids.
         standing: The interventions under which the sweep ran.
+        spans: Names for positions in them.
 
     Example:
         >>> import torch
@@ -47,14 +51,15 @@ def code_of(
     if getattr(written, "reference", None) is not None:
         lines.append(f"reference = {_prompts(written.reference, model)}")
     kinds, source = {type(written).__name__}, patch.source_name
+    named = f", spans={spans!r}" if standing and spans else ""
     if standing:
         lines.append(_list_of(standing, kinds))
         if isinstance(written, Freeze) and source != "reference":
-            recorded = f"{source}, what={written.site!r}, interventions=standing"
+            recorded = f"{source}, what={written.site!r}, interventions=standing{named}"
             lines.append(f"source = model.record({recorded})")
             source = "source"
     lines.append(f"patch = {_call(written, source)}")
-    lines.append(f"with model.intervene([{'*standing, ' * bool(standing)}patch]):")
+    lines.append(f"with model.intervene([{'*standing, ' * bool(standing)}patch]{named}):")
     lines.append(f"    logits = model({patch.name}).logits[0, -1]  # after the last token")
     head = [f"from optlens import {', '.join(sorted(kinds))}", ""]
     if any("torch." in line for line in lines):

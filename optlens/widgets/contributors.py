@@ -20,6 +20,7 @@ from optlens.recording import Recording
 if TYPE_CHECKING:
     from optlens.widgets.live_run import Setting
 
+_PER_PROMPT = ("prompts", "str_tokens", "columns")
 WHAT = ("residual", "embed", "pos_embed", "z", "mlp_out")
 
 
@@ -66,10 +67,11 @@ def contributors(
     Raises:
         InputError: if the model is post-LN, whose stream is no sum.
     """
-    found = direct_logit_attribution(parts.model, parts, token, pos=position)
+    alone = _alone(parts, prompt)  # other prompts may have no such position
+    found = direct_logit_attribution(parts.model, alone, token, pos=position)
     depth = 0 if row == "embed" else row + 1
-    ratio = _scale_ratio(parts, found, depth, prompt)
-    values = found.values[prompt] if found.is_batch else found.values
+    ratio = _scale_ratio(alone, found, depth)
+    values = found.values[0] if found.is_batch else found.values
     terms = []
     for label, (kind, layer, head), value in zip(
         found.labels, found.places, values.tolist(), strict=True
@@ -82,12 +84,19 @@ def contributors(
     return terms
 
 
-def _scale_ratio(parts: Recording, found: LogitAttribution, depth: int, prompt: int) -> float:
+def _alone(parts: Recording, prompt: int) -> Recording:
+    """Return the recording of one of the prompts."""
+    tensors = {name: value[prompt : prompt + 1] for name, value in parts._tensors.items()}
+    facts = {name: parts.metadata[name][prompt : prompt + 1] for name in _PER_PROMPT}
+    return Recording(tensors, parts.metadata | facts, parts.model)
+
+
+def _scale_ratio(parts: Recording, found: LogitAttribution, depth: int) -> float:
     """Return the final LayerNorm's scale at the end over that of the stream after `depth` blocks."""
     norm = parts.model.decoder.final_layer_norm
     if norm is None:
         return 1.0
-    column = found.metadata["columns"][prompt]
-    residual = parts._tensors["residual"][prompt, :, column].double()  # [row, d_model]
+    column = found.metadata["columns"][0]
+    residual = parts._tensors["residual"][0, :, column].double()  # [row, d_model]
     scale = (residual.var(-1, correction=0) + norm.eps).sqrt()
     return float(scale[-1] / scale[depth])

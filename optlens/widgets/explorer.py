@@ -13,7 +13,7 @@ from optlens.recording import NotRecordedError, Recording
 from optlens.widgets.attention_part import AttentionPart
 from optlens.widgets.interventions_part import InterventionsPart
 from optlens.widgets.lens_part import LensPart
-from optlens.widgets.live_run import LiveRun
+from optlens.widgets.live_run import LiveRun, own
 from optlens.widgets.part import Part
 from optlens.widgets.residual_part import ResidualPart
 from optlens.widgets.selection import Selection, share_selection
@@ -152,9 +152,9 @@ class Explorer(View):
         ):
             selected = self._fitting(selected)
         share_selection(recording, self.selection)
-        self.selected = selected
-        self._show(recording, [self._own, *parts])
+        self._show(recording, [self._own, *parts], selected["prompt"])
         self._follow()
+        self.selected = selected  # last: who observes it may raise, and meets the new run
 
     def _fitting(self, selected: dict[str, Any]) -> dict[str, Any]:
         """Return the selection on other prompts: the last token of one, the same layer and head."""
@@ -167,7 +167,7 @@ class Explorer(View):
         self._following = True
         try:
             self.interventions = self._run.now.interventions
-            self.prompt = self._run.now.prompt
+            self.prompt = own(self._run.now.prompt)
         finally:
             self._following = False
 
@@ -175,7 +175,7 @@ class Explorer(View):
 
     def figure(self, style: Literal["light", "dark"] = "light", detail: bool = False) -> Figure:
         """Return the lens (or else what is shown first below it) as a matplotlib figure."""
-        return self._parts[1].figure(self.selected, style, detail)
+        return self._parts[1].figure(self.selected | {"prompt": self._prompt}, style, detail)
 
     def __repr__(self) -> str:
         """Return a line that is the same on every run."""

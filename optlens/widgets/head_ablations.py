@@ -22,9 +22,14 @@ _MOST_TOKENS = 2**17  # of all runs together: seconds of a small model
 
 
 def head_ablations(
-    recording: Recording, setting: Setting, one: OnePrompt, chosen: int, top_k: int = 6
+    recording: Recording,
+    setting: Setting,
+    one: OnePrompt,
+    position: int,
+    chosen: int,
+    top_k: int = 6,
 ) -> dict[str, Any] | None:
-    """Return the next token after the prompt without each head in turn; None where that is long.
+    """Return the next token without each head in turn; None where that takes long.
 
     Each is the run of the setting with `Ablate("z", layer=..., head=...)` at the end of its list.
     The heads of a layer run as one batch.
@@ -33,6 +38,7 @@ def head_ablations(
         recording: the recording that the setting gives, with its model.
         setting: the setting.
         one: which of its prompts.
+        position: which of its tokens the next one follows.
         chosen: a token whose probability is kept in any case.
         top_k: how many tokens to list for each head.
 
@@ -58,7 +64,7 @@ def head_ablations(
         with model.intervene(setting.interventions):
             for layer in range(n_layers):
                 hooks = [(Ablate("z", layer=layer).address.hooks(model.config)[0], silence)]
-                logits = model.run_with_hooks(ids, fwd_hooks=hooks)[:, -1]
+                logits = model.run_with_hooks(ids, fwd_hooks=hooks)[:, position]
                 probs = logits.float().softmax(-1)
                 found.append(probs.topk(min(top_k, probs.shape[-1])))
                 kept.append(probs[:, chosen].cpu().numpy())
@@ -67,5 +73,5 @@ def head_ablations(
         "probs": np.stack([top.values.cpu().numpy() for top in found]).astype(np.float32),
         "chosen": chosen,
         "kept": np.stack(kept).astype(np.float32),
-        "query": len(one.ids) - 1,
+        "query": position,
     }

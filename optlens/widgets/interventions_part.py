@@ -7,8 +7,10 @@ one of `optlens.interventions`; what is in force already is named by a number.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from optlens.report.pieces import token
 from optlens.widgets.branches import lock_of
 from optlens.widgets.contributors import Contributor, contributors, record_parts
 from optlens.widgets.head_ablations import head_ablations
-from optlens.widgets.live_run import LiveRun
+from optlens.widgets.live_run import LiveRun, Setting
 from optlens.widgets.part import Part, QuestionError
 from optlens.widgets.predictions import Predictions, predictions
 from optlens.widgets.recipe import call_of
@@ -53,12 +55,16 @@ class InterventionsPart(Part):
     def __init__(self, run: LiveRun):
         self.run = run
         self._numbers: dict[int, Intervention] = {}  # what the picture names by number
+        self._next_number = itertools.count()
         self.renew()
 
     def renew(self) -> None:
         """Take over what the run gives now."""
         super().__init__(self.run.recording)
-        self._parts: Recording | None = None
+        self._parts: tuple[Setting | None, Recording | None] = None, None  # a setting and its run
+        known = [each for setting in self.run.history for each in setting.interventions]
+        held = self._numbers.items()
+        self._numbers = {n: each for n, each in held if any(each is one for one in known)}
         self._predictions: dict[int, Predictions | None] = {}
 
     # --------------------------------------------------------------------------- what it gives
@@ -107,7 +113,7 @@ class InterventionsPart(Part):
     def _entry(self, place: int, each: Intervention) -> dict[str, Any]:
         number = next((n for n, known in self._numbers.items() if known is each), None)
         if number is None:
-            number = len(self._numbers)
+            number = next(self._next_number)
             self._numbers[number] = each
         return {"number": number, "call": visible(call_of(each, place)), **_description(each)}
 
@@ -169,6 +175,10 @@ class InterventionsPart(Part):
     def _made(self, wanted: dict[str, Any], prompt: int) -> Intervention:
         """Return what a description asks for, as the object that is in force if it is."""
         if "number" in wanted:
+            if wanted["number"] not in self._numbers:
+                raise QuestionError(
+                    "This view is older than what Python has now; run its cell again."
+                )
             return self._numbers[wanted["number"]]
         made = self._of_click(wanted, prompt)
         return next((each for each in self.run.now.interventions if each == made), made)
@@ -223,9 +233,12 @@ class InterventionsPart(Part):
             raise QuestionError(self.run.obstacle)
         try:
             with lock_of(self.recording.model):
-                if self._parts is None:
-                    self._parts = record_parts(self.recording, self.run.now)
-                terms = contributors(self._parts, layer, query, token, prompt)
+                now = self.run.now
+                made_for, parts = self._parts
+                if made_for is not now:
+                    parts = record_parts(self.recording, now)
+                    self._parts = now, parts
+                terms = contributors(parts, layer, query, token, prompt)
         except (ValueError, NotRecordedError) as error:
             raise QuestionError(str(error)) from error
         named = [term for term in terms if term.kind in _CLICKABLE]
@@ -245,8 +258,11 @@ class InterventionsPart(Part):
         found = self.predictions(prompt)
         ablations = None
         if self.run.obstacle is None and found is not None:
-            best = int(found.ids[-1, 0])
-            ablations = head_ablations(self.recording, self.run.now, self.prompts[prompt], best)
+            one, best = self.prompts[prompt], int(found.ids[-1, 0])
+            now, last = self.run.now, one.positions[-1]
+            # What is written into a prompt from another of its batch has no place in a run of its own.
+            with suppress(InputError):
+                ablations = head_ablations(self.recording, now, one, last, best)
             if ablations is not None:
                 ablations["words"] = self._words(np.unique(ablations["ids"]))
                 ablations["code"] = self.run.now.code_with(Ablate("z", *_PLACEHOLDERS))

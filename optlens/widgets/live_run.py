@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optlens.checks import InputError
 from optlens.interventions import Intervention, as_list, in_words
-from optlens.recording import WHAT, Recording
+from optlens.recording import WHAT, Recording, fingerprint
 from optlens.report.one_prompt import prompts_of
 from optlens.widgets.branches import lock_of
 from optlens.widgets.recipe import code_of
@@ -43,9 +43,9 @@ class Setting:
     def same_prompt(self, other: Setting) -> bool:
         """Say whether another setting runs on the same prompt."""
         one, two = self.prompt, other.prompt
-        if isinstance(one, Tensor) or isinstance(two, Tensor):
-            return one is two
-        return one == two
+        if isinstance(one, Tensor) and isinstance(two, Tensor):
+            return torch.equal(one, two)
+        return type(one) is type(two) and one == two
 
     @property
     def code(self) -> str:
@@ -88,11 +88,11 @@ class LiveRun:
     ) -> None:
         self.recording = recording
         self.original = recording if original is None else original
-        first = _setting_of(recording) if prompt is None else Setting(prompt)
+        first = _setting_of(recording) if prompt is None else Setting(own(prompt))
         self.history = [replace(first, interventions=interventions)]
         self.at = 0
         self.changed: Callable[[], None] = lambda: None
-        # What was made here was made under nothing but the interventions.
+        # A run that was made here can be made again, a given recording perhaps not.
         self._hidden = prompt is None and bool(recording.metadata.get("edited_hooks"))
         self._lock = threading.RLock()  # frontends may answer on a thread of their own
 
@@ -103,6 +103,7 @@ class LiveRun:
         """Run a model on a prompt, under interventions too if there are any."""
         given = tuple(as_list(interventions))
         with lock_of(model):
+            _check_undisturbed(model)
             original = model.record(prompt)
             recording = model.record(prompt, interventions=given) if given else original
         return cls(recording, prompt, given, original)
@@ -156,7 +157,7 @@ class LiveRun:
         wanted = replace(now, interventions=given)
         if prompt is not None and not wanted.same_prompt(Setting(prompt)):
             _check_not_empty(prompt)
-            wanted = wanted.with_prompt(prompt)
+            wanted = wanted.with_prompt(own(prompt))
         unchanged = wanted.same_prompt(now) and given == now.interventions
         return None if unchanged else wanted
 
@@ -181,15 +182,39 @@ class LiveRun:
             raise InputError(self.obstacle)
         model = self.recording.model
         with lock_of(model):
+            _check_undisturbed(model)
             original = self.original
             if not wanted.same_prompt(self.now):
                 original = model.record(wanted.prompt, **wanted.options)
+            elif original.metadata.get("fingerprint") != fingerprint(model):
+                raise InputError(
+                    "The model's weights were altered since the first of these runs, so that before "
+                    "and now would be of two models. Run the cell that made this view again."
+                )
             recording = original
             if wanted.interventions:
                 recording = model.record(
                     wanted.prompt, interventions=wanted.interventions, **wanted.options
                 )
         self.original, self.recording = original, recording
+
+
+def own(prompt: Prompt) -> Prompt:
+    """Return a prompt that does not change with what it was given as."""
+    if isinstance(prompt, Tensor):
+        return prompt.clone()
+    return list(prompt) if isinstance(prompt, list) else prompt
+
+
+def _check_undisturbed(model: OPTForCausalLM) -> None:
+    edited = [name for name, point in model.hook_dict.items() if point.edited]
+    if edited:
+        raise InputError(
+            f"Hook functions are attached to {', '.join(edited[:3])}, so this would be a run of "
+            "another kind than the one that it is compared with. Remove them with "
+            "model.reset_hooks(), or leave the `with` block that they belong to, and give "
+            "interventions to the explorer itself."
+        )
 
 
 def _check_not_empty(prompt: Prompt) -> None:

@@ -45,10 +45,10 @@ def contents(view: "View") -> dict[str, Any]:
     for number, part in enumerate(view._parts):
         for prompt in range(len(part.prompts)):
             place = {"part": number, "prompt": prompt}
-            if prompt != view.selected["prompt"]:
+            if prompt != view._prompt:
                 answers.append([{**place, "what": "state"}, part.state(prompt)])
             answers += [[place | question, found] for question, found in part.page_answers(prompt)]
-    prompt = view.selected["prompt"]
+    prompt = view._prompt
     parts = [view._part_facts(part, prompt, data=lambda state: state) for part in view._parts]
     state = {"format": view.format, "prompts": view.prompts, "parts": parts}
     state["selection"] = f"IPY_MODEL_{_MODEL}"

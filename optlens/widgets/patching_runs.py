@@ -108,7 +108,8 @@ class PatchRuns:
                 "The sweep ran under interventions, which its result names but does not hold: "
                 "PatchingView(result, model, interventions=[...]) shows the code."
             )
-        return code_of(self._patch(index, which), self.model, standing)
+        spans = {} if self.standing is None else self.standing.spans_of(which)
+        return code_of(self._patch(index, which), self.model, standing, spans)
 
     def predictions(self, index: Sequence[int], which: int) -> dict[str, Any]:
         """Return what is predicted after a prompt under a patch, without it, and in the source run.

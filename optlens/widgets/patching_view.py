@@ -114,6 +114,10 @@ class PatchingView(SubjectView):
                     stacklevel=2,
                 )
                 self._tell(told, filling.state)
+            except BaseException:
+                self._tell(told, filling.state)
+                self._save()
+                raise
         self._save()
         return stream.result
 

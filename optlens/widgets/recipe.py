@@ -53,7 +53,9 @@ def code_of(
         calls = [call_of(each, number) for number, each in enumerate(interventions)]
         given += ["    interventions=[", *(f"        optlens.{call}," for call in calls), "    ],"]
     for name, value in (options or {}).items():
-        given.append(f"    {name}={_literal(value, f'explorer.recording.{name}')},")
+        # a recording has its padding mask under the shorter name, as booleans
+        held = "mask.long()" if name == "attention_mask" else name
+        given.append(f"    {name}={_literal(value, f'explorer.recording.{held}')},")
     body = "\n".join(given)
     torch = "import torch\n" if "torch." in body else ""
     return f"import optlens\n{torch}\nrec = model.record(\n{body}\n)"

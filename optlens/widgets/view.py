@@ -65,9 +65,12 @@ class View(anywidget.AnyWidget):
     ) -> None:
         self.recording = recording
         self._parts = parts
+        is_given = selection is not None
         selection = selection_of(recording) if selection is None else selection
         prompt = selection.value["prompt"]
-        if prompt >= len(parts[0].prompts):
+        if prompt >= len(parts[0].prompts) and not is_given:
+            prompt = 0  # shared with an explorer of more prompts
+        elif prompt >= len(parts[0].prompts):
             raise ValueError(
                 f"The selection is at prompt {prompt}, but the recording has "
                 f"{len(parts[0].prompts)}; give another selection=."
@@ -85,10 +88,15 @@ class View(anywidget.AnyWidget):
     def _complete(self, proposal: Any) -> dict[str, Any]:
         return self.selection.completed(proposal["value"])
 
-    def _show(self, recording: Recording, parts: list[Part]) -> None:
+    @property
+    def _prompt(self) -> int:
+        """The selected prompt; the first if a view of more prompts has selected another."""
+        prompt = self.selected["prompt"]
+        return prompt if prompt < len(self._parts[0].prompts) else 0
+
+    def _show(self, recording: Recording, parts: list[Part], prompt: int) -> None:
         """Show other parts, of another recording, in place of the present ones."""
         self.recording, self._parts = recording, parts
-        prompt = self.selected["prompt"]
         with self.hold_sync():  # one message for all
             self.prompts = [self._prompt_facts(index) for index in range(len(parts[0].prompts))]
             self.parts = [self._part_facts(part, prompt, data=packed) for part in parts]
@@ -137,7 +145,7 @@ class View(anywidget.AnyWidget):
 
     def figure(self, style: Literal["light", "dark"] = "light", detail: bool = False) -> Figure:
         """Return the view's first part as a matplotlib figure; see `to_png`."""
-        return self._parts[0].figure(self.selected, style, detail)
+        return self._parts[0].figure(self.selected | {"prompt": self._prompt}, style, detail)
 
     def _write_figure(self, path: str | os.PathLike, kind: str, style: str, detail: bool) -> None:
         import matplotlib
@@ -166,7 +174,7 @@ class View(anywidget.AnyWidget):
         return {**data, "text/html": str(self._fallback()), "text/plain": repr(self)}, metadata
 
     def _fallback(self) -> Html:
-        prompt = self.selected["prompt"]
+        prompt = self._prompt
         text = el("p", el("b", visible(self._parts[0].prompts[prompt].text)))
         return el("div", text, [part.fallback(prompt) for part in self._parts])
 
