@@ -4,10 +4,11 @@
     python benchmarks/loading.py /big/disk/opt-125m
 
 Every load runs in a process of its own, the libraries in turn, with the files in the system's
-cache. Imports are done before the clock starts. As mapped weights are read only when they are used,
-the time to the logits of a first short prompt is measured too. Memory is the growth of the
-process's peak resident set from just before loading, over the bytes of the loaded weights; pages of
-the mapped file count. Processor time (load_cpu_s) is steadier where other programs run beside.
+cache. Imports are done before the clock starts. A tokenizer in the folder is loaded too, by all. As
+mapped weights are read only when they are used, the time to the logits of a first short prompt is
+measured too. Memory is the growth of the process's peak resident set from just before loading, over
+the bytes of the loaded weights; pages of the mapped file count. Processor time (load_cpu_s) is
+steadier where other programs run beside.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from process_memory import forget_peak, resident
 
@@ -45,9 +47,11 @@ def load_once(library: str, folder: str, dtype: str) -> dict[str, float]:
                 folder, device="cpu", dtype=getattr(torch, dtype)
             )
     else:
-        from transformers import OPTForCausalLM
+        from transformers import AutoTokenizer, OPTForCausalLM
 
         def load() -> torch.nn.Module:
+            if (Path(folder) / "vocab.json").exists():  # the others read it as well
+                AutoTokenizer.from_pretrained(folder)
             return OPTForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     prompt = torch.arange(3, 11)[None]
