@@ -18,6 +18,7 @@ from optlens.report.one_prompt import OnePrompt, as_numpy
 from optlens.report.pieces import token
 from optlens.widgets.arrays import levels, pool_max, pooled_future, step_for
 from optlens.widgets.part import PAGE_BYTES, Part, QuestionError
+from optlens.widgets.query_keys import QueryKeys
 from optlens.widgets.scores import SCORES, scores_of
 from optlens.widgets.still_pictures import mosaic
 
@@ -31,6 +32,8 @@ THUMB = 48  # pixels a side of a small picture, at most
 EXACT_CELLS = 2**18
 # Weights that are read when a view is made; more are read when they are asked for.
 EAGER_CELLS = 2**24
+# Bytes of queries and keys that a page may hold: those of the last query of every head.
+DETAIL_BYTES = 300_000
 
 
 class AttentionPart(Part):
@@ -55,6 +58,7 @@ class AttentionPart(Part):
         self.patterns = recording.attention  # [layer, head, query, key], a batch axis in front
         self.norms = _value_norms(recording, value_norms)
         self._scores: dict[int, HeadScores] = {}
+        self.query_keys = QueryKeys(recording, self.prompts)
 
     # --------------------------------------------------------------------------- what it gives
 
@@ -67,6 +71,7 @@ class AttentionPart(Part):
             "heads": self.recording.heads,
             "positions": one.positions,
             "weighable": self.norms is not None,
+            "obstacle": self.query_keys.obstacle,  # why no score can be taken apart
             "step": self._step(prompt, THUMB),
             "thumbs": self._thumbs(prompt, range(n_layers), False) if small else None,
             "scores": [
@@ -109,6 +114,30 @@ class AttentionPart(Part):
             raise QuestionError(f"There is no recorded query {query}; there are {len(pattern)}.")
         return {"weights": np.where(one.future[query], np.nan, pattern[query]).astype(np.float32)}
 
+    def answer_detail(self, prompt: int, layer: int, head: int, query: int) -> dict[str, Any]:
+        """Return what the scores of one query are made of, for the keys that it may see.
+
+        A score is the sum of `scale * q * k` over the head's dimensions, biases included.
+        `agrees` says whether the softmax of the scores is what was recorded.
+        """
+        one = self.prompts[prompt]
+        self._row(layer), self._column(head)  # raise if there is no such head
+        if not 0 <= query < len(one.positions):
+            raise QuestionError(
+                f"There is no recorded query {query}; there are {len(one.positions)}."
+            )
+        position = one.positions[query]
+        found = self.query_keys.detail(prompt, layer, head, position)
+        scores = as_numpy(found.scores)
+        visible = np.flatnonzero(np.isfinite(scores))  # no padding, and no future
+        parts = {"q": found.query, "k": found.keys[visible], "weights": found.pattern[visible]}
+        return {
+            **{name: as_numpy(value).astype(np.float32) for name, value in parts.items()},
+            "scores": scores[visible].astype(np.float32),
+            "scale": found.query.shape[-1] ** -0.5,
+            "agrees": self.query_keys.agrees(found.pattern, prompt, layer, head, position),
+        }
+
     def answer_scores(self, prompt: int, score: str) -> dict[str, Any]:
         """Return one score of every head, `[layer, head]`."""
         if score not in SCORES:
@@ -137,6 +166,23 @@ class AttentionPart(Part):
         for key in SCORES:
             if not small:
                 yield {"what": "scores", "score": key}, self.answer_scores(prompt, key)
+        yield from self._page_details(prompt)
+
+    def _page_details(self, prompt: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Give what the scores of each head's last query are made of, if that is little."""
+        one, config = self.prompts[prompt], self.recording.metadata["config"]
+        numbers = len(self.recording.layers) * len(self.recording.heads) * (len(one.ids) + 1)
+        width = config["hidden_size"] // config["num_attention_heads"]
+        if 4 * numbers * width * len(self.prompts) > DETAIL_BYTES or self.query_keys.obstacle:
+            return
+        for layer in self.recording.layers:
+            for head in self.recording.heads:
+                place = {"layer": layer, "head": head, "query": len(one.positions) - 1}
+                try:
+                    answer = self.answer_detail(prompt, **place)
+                except QuestionError:  # as in the notebook: this layer's are not to be had
+                    break
+                yield {"what": "detail", **place}, answer
 
     def counts(self) -> str:
         """Return layers, heads and tokens."""

@@ -171,6 +171,7 @@ def test_a_page_holds_all_that_the_state_leaves_out(recording, monkeypatch):
     def asked(part) -> list[str]:
         return [question["what"] for question, _ in part.page_answers(0)]
 
+    monkeypatch.setattr(attention_part, "DETAIL_BYTES", 0)  # see test_query_keys.py
     part = AttentionPart(recording)
     assert asked(part) == (["thumbs"] + ["head"] * 4) * 3  # weighted by values, nothing else
     monkeypatch.setattr(attention_part, "EXACT_CELLS", 0)

@@ -19,6 +19,15 @@ export function arcsOf(weights) {
     .slice(0, MOST_ARCS);
 }
 
+/** @returns {string} which keys of a query have an arc, and which have none */
+export function arcWords(weights) {
+  const visible = [...weights].filter((weight) => !Number.isNaN(weight));
+  const many = visible.filter((weight) => weight >= LEAST).length;
+  const drawn = Math.min(many, MOST_ARCS);
+  const rule = many > drawn ? `the largest of ${many} with at least ${percent(LEAST)}` : `those with at least ${percent(LEAST)}`;
+  return drawn === visible.length ? `Arcs: all ${drawn} keys` : `Arcs: ${drawn} of ${visible.length} keys, ${rule}`;
+}
+
 /** @returns {string} the path of an arc between two places on a line */
 export function arcPath(from, to, base, room) {
   if (from === to) return `M${from - 5} ${base}C${from - 16} ${base - 34},${from + 16} ${base - 34},${from + 5} ${base}`;
@@ -41,6 +50,7 @@ export function arcStrip({ prompt, positions, chooseQuery, chooseKey, signal }) 
   const svg = h("svg:svg.ol-arcs", { "aria-hidden": "true" });
   const frame = h("div.ol-strip-frame", {}, svg, list);
   const el = h("div.ol-scroll.ol-strip-scroll", { tabindex: -1 }, frame);
+  const said = h("p.ol-caption");
   let centers = null;
   let last = null;
 
@@ -80,6 +90,7 @@ export function arcStrip({ prompt, positions, chooseQuery, chooseKey, signal }) 
       token.toggleAttribute("data-future", Number.isNaN(weight));
     });
     const keys = weights ? arcsOf(weights) : [];
+    said.textContent = weights ? arcWords(weights) : "";
     svg.replaceChildren(...keys.reverse().map((at) => h("svg:path", {
       d: arcPath(centers[query], centers[at], TALL, TALL / 1.05), "stroke-width": 0.75 + 5 * weights[at],
       class: at === key ? "ol-arc ol-arc-key" : "ol-arc", opacity: Math.min(1, 0.25 + weights[at]),
@@ -89,5 +100,5 @@ export function arcStrip({ prompt, positions, chooseQuery, chooseKey, signal }) 
     if (centers[query] < el.scrollLeft || centers[query] > el.scrollLeft + el.clientWidth) el.scrollLeft = left;
   }
 
-  return { el, show };
+  return { el, said, show };
 }

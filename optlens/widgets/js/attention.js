@@ -8,6 +8,7 @@ import { headMap } from "./headmap.js";
 import { choice } from "./panel.js";
 import { patternStore, rowOf } from "./patterns.js";
 import { mapPicture } from "./picture.js";
+import { scorePanel } from "./scoreparts.js";
 import { promptToken } from "./tokens.js";
 import { number, percent, spoken } from "./words.js";
 
@@ -41,6 +42,7 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
     chooseQuery: (query) => selection.set({ query, key: null }),
     chooseKey: (key) => selection.set({ key }),
   });
+  const score = scorePanel({ state, prompt, ask, theme, say, kept: kept.score ?? {} });
   const name = h("h4.ol-name");
   const facts = h("p.ol-facts");
   const readout = h("p.ol-readout");
@@ -54,8 +56,9 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
   if (heads.length > 20) main.classList.add("ol-stacked");
   main.append(
     h("div.ol-pane", {}, h("div.ol-scroll.ol-heads-scroll", {}, grid.el), legend),
-    h("div.ol-pane", {}, name, facts, readout, map.el),
-    h("div.ol-pane.ol-across", {}, strip.el));
+    h("div.ol-pane", {}, name, facts, readout, map.el, score.button),
+    score.panel,
+    h("div.ol-pane.ol-across", {}, strip.el, strip.said));
 
   const orders = h("select", { onchange: (event) => sortBy(event.target.value) },
     h("option", { value: "none" }, "layer and head"),
@@ -108,6 +111,7 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
     if (before.i !== place.i || before.j !== place.j || !started) showHead();
     else if (before.row !== place.row) showRow();
     else showRow(exact);
+    score.show(place);
     started = true;
   }
   let started = false;
@@ -216,15 +220,17 @@ export function attentionView({ state, prompt, main, tools, theme, selection, as
       grid.touch(touched);
       touching.hidden = !touched.length;
     },
-    kept: () => ({ order, weighted }),
+    kept: () => ({ order, weighted, score: score.kept() }),
     paint() {
       grid.paint(theme());
       map.show(store.head(place.i, place.j, weighted), theme());
       showRow(exact);
+      score.paint();
     },
     keys: [["← → ↑ ↓", "among heads; in the large pattern, among keys and queries"]],
     commands: {
       o: ["the next order of heads", () => step(1)],
+      q: ["the score by dimensions of query and key", () => score.toggle()],
       ...(state.weighable && { v: ["weights times value lengths, or alone", () => weigh(!weighted)] }),
     },
     table() {
