@@ -32,6 +32,8 @@ _OF_TAG = {
     "details": {"open"},
 }
 _OWN = re.compile(r"(^|\s)(nb|ol)-")  # classes of the page itself
+# Browsers read over the first of these in an address, and bleach over all.
+_READ_OVER = re.compile(r"[\x00-\x20\x7f-\xa0\ufffd]")
 _ALIGN = re.compile(r"text-align:\s*(left|right|center)")
 # SVG as an image is drawn without its scripts and without what it would load.
 _PICTURES = {"image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"}
@@ -52,12 +54,9 @@ def cleaned(markup: str, folder: Path | None = None, attachments: Any = None) ->
         '<b>bold</b>'
     """
     import bleach
-    from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
     from bs4.element import PreformattedString
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
-        soup = BeautifulSoup(markup, "html.parser")
+    soup = _read(markup)
     for lost in soup(_LOST):
         lost.decompose()
     for comment in soup(string=lambda text: isinstance(text, PreformattedString)):
@@ -76,6 +75,19 @@ def cleaned(markup: str, folder: Path | None = None, attachments: Any = None) ->
         strip=True, strip_comments=True,
     )  # fmt: skip
     return Html(text)
+
+
+def _read(markup: str) -> Any:
+    """Return markup as a tree."""
+    from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+    from bs4.builder import ParserRejectedMarkup
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
+        try:
+            return BeautifulSoup(markup, "html.parser")
+        except ParserRejectedMarkup:  # a marked section that is none: text, as in browsers
+            return BeautifulSoup(markup.replace("<![", "&lt;!["), "html.parser")
 
 
 def is_empty(markup: str) -> bool:
@@ -97,7 +109,7 @@ def _allowed(tag: str, name: str, value: str) -> bool:
         found = _DATA.match(value)
         return bool(found) and found[1].lower() in _PICTURES
     if name == "href":
-        return not value.lower().lstrip().startswith("data:")
+        return not _READ_OVER.sub("", value).lower().startswith("data:")
     return name in _PLAIN or name in _OF_TAG.get(tag, ())
 
 
@@ -109,9 +121,13 @@ def _settle(picture: Any, folder: Path | None, attachments: dict[str, Any]) -> N
     if source.startswith("attachment:"):
         found = attachments.get(unquote(source.removeprefix("attachment:")), {})
         kind = next((kind for kind in found if kind in _PICTURES), None)
-        uri = f"data:{kind};base64,{''.join(found[kind].split())}" if kind else None
+        lines = found[kind] if kind else ""  # base64 may be saved in one piece or in many
+        uri = f"data:{kind};base64,{''.join(''.join(lines).split())}" if kind else None
     else:
-        uri = _beside(source, folder)
+        try:
+            uri = _beside(source, folder)
+        except (OSError, ValueError):  # not to be read, or no path at all
+            uri = None
     if uri:
         picture["src"] = uri
         return

@@ -11,6 +11,10 @@ from optlens.widgets.export.saved import CannotRebuild, Saved
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 _PICTURES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
+MOST_AGAIN = 200  # places of widgets that stand elsewhere too: few boxes can name millions
+DEEPEST_BOX = 32  # boxes inside each other, far beyond what a screen shows
+_TOO_OFTEN = f"A page repeats widgets at most {MOST_AGAIN} times."
+_ENDLESS = f"This box stands in itself, or in more than {DEEPEST_BOX - 1} others."
 
 
 @dataclass
@@ -22,12 +26,16 @@ class Outputs:
         folder: where the notebook lies.
         alive: how many views were rebuilt, each place in which one is shown counting once.
         reasons: why others were not, each with how many.
+        met: the widgets that have a place.
+        again: how many places are not the first of their widget.
     """
 
     saved: Saved
     folder: Path
     alive: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
+    again: int = 0
 
     def written(self, output: Any) -> Html:
         """Return one output of a cell."""
@@ -40,17 +48,30 @@ class Outputs:
             return el("pre", terminal("\n".join(lines)), class_="nb-text nb-error", tabindex="0")
         data = output.get("data", {})
         if VIEW in data:
-            key = str((data[VIEW] or {}).get("model_id", ""))
+            named = data[VIEW] if isinstance(data[VIEW], dict) else {}
+            key = str(named.get("model_id", ""))
             return self._widget(key, self._still(data, output.get("metadata", {})))
         return self._still(data, output.get("metadata", {}))
 
-    def _widget(self, key: str, still: Html | None) -> Html:
-        """Return the place of a widget, with what stands there until, or unless, it is drawn."""
+    def _widget(self, key: str, still: Html | None, around: tuple[str, ...] = ()) -> Html:
+        """Return the place of a widget, with what stands there until, or unless, it is drawn.
+
+        Args:
+            key: the widget's model.
+            still: what was saved beside it.
+            around: the boxes that it stands in.
+        """
         try:
+            if self._too_often(key):
+                raise CannotRebuild(_TOO_OFTEN)
+            self.again += key in self.met
+            self.met.add(key)
             box = self.saved.box(key)
             if box is not None:
+                if key in around or len(around) >= DEEPEST_BOX:
+                    raise CannotRebuild(_ENDLESS)
                 direction, children = box
-                inner = [self._widget(child, None) for child in children]
+                inner = self._inner(children, (*around, key))
                 return el("div", inner, class_=f"nb-box nb-{direction}")
             number = self.saved.view(key)
         except CannotRebuild as reason:
@@ -58,6 +79,19 @@ class Outputs:
             return el("div", note(f"Not interactive in this page. {reason}"), still)
         self.alive += 1
         return el("div", still, class_="nb-view", data_view=number)
+
+    def _inner(self, children: list[str], around: tuple[str, ...]) -> list[Html]:
+        """Return what a box holds; one note stands for all children that are met too often."""
+        inner, said = [], False
+        for child in children:
+            refused = self._too_often(child)
+            if not (refused and said):
+                inner.append(self._widget(child, None, around))
+            said |= refused
+        return inner
+
+    def _too_often(self, key: str) -> bool:
+        return key in self.met and self.again >= MOST_AGAIN
 
     def _still(self, data: Any, metadata: Any) -> Html | None:
         """Return the best of an output's forms that needs no script."""

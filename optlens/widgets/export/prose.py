@@ -62,7 +62,7 @@ def formula(tex: str, large: bool) -> Html:
     """Return a formula as a picture, or as it is written if it cannot be drawn."""
     try:
         picture, depth = _drawn(" ".join(tex.split()), 14 if large else 12)
-    except ValueError:  # more TeX than matplotlib knows
+    except (ValueError, RecursionError):  # more, or deeper, TeX than matplotlib can read
         return el("code", tex.strip(), class_="math-source")
     uri = picture_uri("image/svg+xml", picture)
     return el("img", src=uri, alt=tex.strip(), class_=f"math math-{min(depth, DEEPEST)}")
@@ -76,7 +76,9 @@ def _drawn(tex: str, points: int) -> tuple[str, int]:
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import MathTextParser
 
-    look = {"mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "optlens"}
+    # The user's style, say white text on black, is not for this page, and would stay in the cache.
+    look = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    look |= {"mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "optlens"}
     with matplotlib.rc_context(look):
         font = FontProperties(size=points)
         text = f"${tex}$"
@@ -107,13 +109,13 @@ def code(source: str, language: str = "ipython3") -> Html:
 
 
 _STYLED = re.compile(r' style="[^"]*"')
-_OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
 
 
 def terminal(text: str) -> Html:
     """Return what a program has printed, with its colours; a line written over shows its end."""
     from nbconvert.filters.ansi import ansi2html
 
-    text = _OVERWRITTEN.sub("", text.replace("\r\n", "\n").rstrip("\r"))
+    # Plain splitting, as a pattern would try a long line again from each of its characters.
+    text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
     # Colours beyond the sixteen would be style attributes, which the page's policy stops.
     return Html(_STYLED.sub("", str(ansi2html(text))))

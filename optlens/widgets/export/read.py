@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from optlens.files import why_unreadable
 
 STATE = "application/vnd.jupyter.widget-state+json"
+_HALF = re.compile(r"[\ud800-\udfff]")
+_HALF_WRITTEN = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class NotebookError(ValueError):
@@ -30,7 +33,7 @@ def read_notebook(path: str | os.PathLike) -> Any:
             "pip install 'optlens[notebooks]'"
         )
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors write a mark before it
     except OSError as error:
         raise type(error)(
             error.errno, f"Cannot read {path}: {why_unreadable(path, error)}."
@@ -49,6 +52,8 @@ def _parsed(text: str, path: str | os.PathLike) -> Any:
         raise NotebookError(
             f"{path} is no notebook, or was cut short: {error}. Save it again in Jupyter."
         ) from error
+    except RecursionError as error:
+        raise NotebookError(f"{path} is no notebook: its JSON is nested too deeply.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("nbformat"), int):
         raise NotebookError(
             f"{path} is JSON, but no notebook: a notebook has 'nbformat' and 'cells'."
@@ -58,6 +63,8 @@ def _parsed(text: str, path: str | os.PathLike) -> Any:
             f"{path} has notebook format {raw['nbformat']}; formats up to 4 can be read. "
             "A newer optlens may know it."
         )
+    if _HALF_WRITTEN.search(text):  # halves of characters, which no file can hold as text
+        text = _HALF.sub("\ufffd", json.dumps(raw, ensure_ascii=False))
     damage: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():

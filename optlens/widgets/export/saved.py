@@ -6,6 +6,7 @@ the one that the notebook holds: a notebook may come from anyone, and its code i
 
 import base64
 import binascii
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +42,20 @@ class Saved:
     _selections: dict[str, int] = field(default_factory=dict)
 
     def box(self, key: str) -> tuple[str, list[str]] | None:
-        """Return direction and children if a model is a box of others."""
+        """Return direction and children if a model is a box of others.
+
+        Raises:
+            CannotRebuild: if there is no such model, or its children are not a list.
+        """
         model = self._model(key)
-        if model.get("model_name") not in _BOXES:
+        name = model.get("model_name")
+        if not isinstance(name, str) or name not in _BOXES:
             return None
-        children = model.get("state", {}).get("children", [])
-        return _BOXES[model["model_name"]], [_id(child) for child in children]
+        state = model.get("state", {})
+        children = state.get("children", []) if isinstance(state, dict) else None
+        if not isinstance(children, list):
+            raise CannotRebuild(_INCOMPLETE)
+        return _BOXES[name], [_id(child) for child in children]
 
     def view(self, key: str) -> int:
         """Return the number in `views` of a saved view of optlens.
@@ -71,7 +80,7 @@ class Saved:
         model = self._model(key)
         state = model.get("state")
         name = state.get("_anywidget_id", "") if isinstance(state, dict) else ""
-        if not name.startswith(_PACKAGE):
+        if not isinstance(name, str) or not name.startswith(_PACKAGE):
             raise CannotRebuild("Widgets of other libraries need a running notebook.")
         cls = _classes().get(name.rpartition(".")[2])
         if cls is None or state.get("format") != View.FORMAT:
@@ -84,8 +93,10 @@ class Saved:
                 part["kind"] in cls.kinds and isinstance(part["state"], dict)
                 for part in shown["parts"]
             )
-            shown["selection"] = f"{_REFERENCE}{self._selection(shown['selection'])}"
-        except (KeyError, TypeError) as error:
+            _check_numbers(shown)
+            if sound:  # what a view that is not shown has selected is not needed
+                shown["selection"] = f"{_REFERENCE}{self._selection(shown['selection'])}"
+        except (KeyError, TypeError, ValueError) as error:
             raise CannotRebuild(_INCOMPLETE) from error
         if not sound:
             raise CannotRebuild(_INCOMPLETE)
@@ -95,8 +106,11 @@ class Saved:
         key = _id(reference)
         if key not in self._selections:
             value = self.models[key]["state"]["value"]
+            selected = {**Selection.nothing(), **value}
+            _check_numbers(selected)
+            # Known from here on, and not before: another view may share what was found damaged.
             self._selections[key] = len(self.selections)
-            self.selections.append({**Selection.nothing(), **value})
+            self.selections.append(selected)
         return self._selections[key]
 
 
@@ -111,6 +125,11 @@ def _classes(base: type[View] = View) -> dict[str, type[View]]:
 
 def _id(reference: Any) -> str:
     return str(reference).removeprefix(_REFERENCE).removeprefix("anywidget:")
+
+
+def _check_numbers(value: Any) -> None:
+    """Raise ValueError if a value holds NaN or an infinity: Python's JSON has them, a page's not."""
+    json.dumps(value, allow_nan=False)
 
 
 def _with_bytes(state: dict[str, Any], buffers: list[Any]) -> dict[str, Any]:
