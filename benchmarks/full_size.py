@@ -14,29 +14,13 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-from process_memory import forget_peak, resident
+from process_memory import Watch, forget_peak, resident
 from streaming import forget, weight_files
 
 MUST_BYTES = 15 * 2**30
-
-
-class Watch(threading.Thread):
-    """Follows the largest memory of the process's own, ten times a second."""
-
-    def __init__(self) -> None:
-        """Begin to look."""
-        super().__init__(daemon=True)
-        self.peak, self.done = 0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Keep the largest value."""
-        while not self.done.wait(0.1):
-            self.peak = max(self.peak, resident("RssAnon"))
 
 
 def record_once(folder: Path, tokens: int, dtype: str) -> dict[str, float | str]:
@@ -47,7 +31,7 @@ def record_once(folder: Path, tokens: int, dtype: str) -> dict[str, float | str]
 
     forget(weight_files(folder))
     forget_peak()
-    watch, start = Watch(), time.perf_counter()
+    watch, start = Watch(lambda: resident("RssAnon"), every=0.1), time.perf_counter()
     model = optlens.load(folder, device="cpu", dtype=dtype)
     loaded = time.perf_counter()
     generator = torch.Generator().manual_seed(0)
@@ -58,8 +42,6 @@ def record_once(folder: Path, tokens: int, dtype: str) -> dict[str, float | str]
     lens = time.perf_counter()
     model.record(ids, what=("attention", "residual"))
     again = time.perf_counter()
-    watch.done.set()
-    watch.join()
     return {
         "dtype": str(model.dtype),
         "load_s": loaded - start,
@@ -67,7 +49,7 @@ def record_once(folder: Path, tokens: int, dtype: str) -> dict[str, float | str]
         "lens_s": lens - recorded,
         "record_again_s": again - lens,
         "weights": sum(parameter.nbytes for parameter in model.parameters()),
-        "own": watch.peak,
+        "own": watch.largest(),
         "all": resident("VmHWM"),
     }
 

@@ -23,12 +23,11 @@ import mmap
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-from process_memory import forget_peak, resident
+from process_memory import Watch, forget_peak, resident
 
 MUST_RATE, MUST_BYTES = 0.7, 6 * 2**30
 CHUNK = 8 * 2**20
@@ -75,21 +74,6 @@ def cached_bytes(files: list[Path]) -> int:
     return total
 
 
-class Watch(threading.Thread):
-    """Follows what a run holds in memory and in the system's cache."""
-
-    def __init__(self, files: list[Path]) -> None:
-        """Begin to look, twice a second."""
-        super().__init__(daemon=True)
-        self.files, self.peak, self.done = files, 0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Keep the largest sum of resident memory and cached bytes."""
-        while not self.done.wait(0.5):
-            self.peak = max(self.peak, resident("VmRSS") + cached_bytes(self.files))
-
-
 def record_once(folder: Path, tokens: int, prompts: int, dtype: str) -> dict[str, float]:
     """Record in this process; return seconds and bytes."""
     import torch
@@ -115,15 +99,14 @@ def record_once(folder: Path, tokens: int, prompts: int, dtype: str) -> dict[str
     size = (prompts, tokens)
     ids = torch.randint(4, model.config.vocab_size, size, generator=generator)
     forget(files)
-    watch, start_run, cpu = Watch(files), time.perf_counter(), time.process_time()
+    watch = Watch(lambda: resident("VmRSS") + cached_bytes(files), every=0.5)
+    start_run, cpu = time.perf_counter(), time.process_time()
     rec = model.record(ids, what=("attention", "residual"))
     run_s, cpu_s = time.perf_counter() - start_run, time.process_time() - cpu
     start_lens = time.perf_counter()
     if prompts == 1:
         rec.logit_lens()
     lens_s = time.perf_counter() - start_lens
-    watch.done.set()
-    watch.join()
     stored = model.placement._stored
     return {
         "dtype": str(model.dtype),
@@ -135,7 +118,7 @@ def record_once(folder: Path, tokens: int, prompts: int, dtype: str) -> dict[str
         "block_bytes": sum(stored.nbytes(names.values()) for names in model.placement._names),
         "before": before,
         "peak": resident("VmHWM"),
-        "peak_with_cache": max(watch.peak, resident("VmHWM")),
+        "peak_with_cache": max(watch.largest(), resident("VmHWM")),
     }
 
 

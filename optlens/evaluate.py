@@ -317,7 +317,7 @@ def _identity(model: OPTForCausalLM, tokens: list[int]) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "adapters": sorted(adapters),
         "interventions": provenance(model),
-        "edited": [name for name, point in model.hook_dict.items() if point.edited],
+        "edited": model.edited_hooks,
     }
 
 

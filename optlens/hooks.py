@@ -245,6 +245,11 @@ class HookedModule(nn.Module):
         """Positions, phase and step of the pass that is under way, as `hook.now` has them."""
         return next(iter(self.hook_dict.values())).now
 
+    @property
+    def edited_hooks(self) -> list[str]:
+        """Names of the hook points at which something may change values or gradients."""
+        return [name for name, point in self.hook_dict.items() if point.edited]
+
     def match_hooks(self, names: NameFilter) -> list[HookPoint]:
         """Return the hook points that a name, a list of names or a filter function selects.
 

@@ -320,7 +320,6 @@ def _metadata(
         texts = [tokenizer.to_str_tokens(row) for row in ids]
         prompts = [tokenizer.decode(row) for row in unpadded]
         labels = {str(token): tokenizer.display(token) for row in ids for token in row}
-    edited = [name for name, point in model.hook_dict.items() if point.edited]
     return {
         "what": what,
         "prompts": prompts,
@@ -331,7 +330,7 @@ def _metadata(
         "model_dtype": str(model.dtype),
         "versions": {"optlens": _version(), "torch": torch.__version__},
         "seed": torch.initial_seed(),
-        "edited_hooks": edited,
+        "edited_hooks": model.edited_hooks,
         "interventions": provenance(model),
     }
 

@@ -103,6 +103,21 @@ def batched(recording: Recording, name: str, layer: int | None = None) -> Tensor
     return value if recording.is_batch else value[None]
 
 
+def one_prompt_of(recording: Recording, prompt: int) -> Recording:
+    """Return the recording of one prompt of a batch as one of its own; padding stays.
+
+    Args:
+        recording: Of several prompts; one of a single prompt is returned as it is.
+        prompt: Which of them.
+    """
+    if not recording.is_batch:
+        return recording
+    names = ("prompts", "str_tokens", "columns")
+    facts = {name: [recording.metadata[name][prompt]] for name in names}
+    tensors = {name: held[prompt : prompt + 1] for name, held in recording._tensors.items()}
+    return Recording(tensors, recording.metadata | facts | {"is_batch": False}, recording._model)
+
+
 def prompts_alone(recording: Recording) -> Recording:
     """Return a recording of the same prompts that holds their tokens and no activation.
 

@@ -36,7 +36,7 @@ def undisturbed(model: OPTForCausalLM) -> Iterator[None]:
     Raises:
         InputError: If hook functions are attached.
     """
-    edited = [name for name, point in model.hook_dict.items() if point.edited]
+    edited = model.edited_hooks
     if edited:
         raise checks.InputError(
             f"Hook functions are attached to {', '.join(edited[:3])}: what runs here computes parts of "

@@ -9,7 +9,7 @@ from optlens.lens.direct_result import LogitAttribution
 from optlens.report.markup import Html, el, visible
 from optlens.report.one_prompt import as_numpy
 from optlens.report.pieces import token
-from optlens.widgets.part import PAGE_BYTES, Part, QuestionError
+from optlens.widgets.part import PAGE_BYTES, Part, QuestionError, check_same_prompts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,12 +38,7 @@ class AttributionPart(Part):
     def __init__(self, attribution: LogitAttribution, recording: "Recording"):
         super().__init__(recording)
         self.attribution = attribution
-        tokens = attribution.metadata["tokens"]
-        if recording._tensors["tokens"].tolist() != tokens:
-            raise ValueError(
-                f"The attribution is of {len(tokens)} prompt(s) that this recording has not: give "
-                "the recording that the attribution was made of, or none."
-            )
+        check_same_prompts(recording, attribution.metadata["tokens"], "attribution")
 
     def state(self, prompt: int) -> dict[str, Any]:
         """Return every part with its term, what they add up to, and the model's own logit."""

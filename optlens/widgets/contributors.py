@@ -15,12 +15,12 @@ import torch
 
 from optlens.lens import direct_logit_attribution
 from optlens.lens.direct_result import LogitAttribution
+from optlens.lens.source import one_prompt_of
 from optlens.recording import Recording
 
 if TYPE_CHECKING:
     from optlens.widgets.live_run import Setting
 
-_PER_PROMPT = ("prompts", "str_tokens", "columns")
 WHAT = ("residual", "embed", "pos_embed", "z", "mlp_out")
 
 
@@ -67,14 +67,13 @@ def contributors(
     Raises:
         InputError: if the model is post-LN, whose stream is no sum.
     """
-    alone = _alone(parts, prompt)  # other prompts may have no such position
+    alone = one_prompt_of(parts, prompt)  # other prompts may have no such position
     found = direct_logit_attribution(parts.model, alone, token, pos=position)
     depth = 0 if row == "embed" else row + 1
     ratio = _scale_ratio(alone, found, depth)
-    values = found.values[0] if found.is_batch else found.values
     terms = []
     for label, (kind, layer, head), value in zip(
-        found.labels, found.places, values.tolist(), strict=True
+        found.labels, found.places, found.values.tolist(), strict=True
     ):
         if layer is not None and layer >= depth:
             continue
@@ -82,13 +81,6 @@ def contributors(
         term = value if constant else value * ratio
         terms.append(Contributor(label, kind, layer, head, term))
     return terms
-
-
-def _alone(parts: Recording, prompt: int) -> Recording:
-    """Return the recording of one of the prompts."""
-    tensors = {name: value[prompt : prompt + 1] for name, value in parts._tensors.items()}
-    facts = {name: parts.metadata[name][prompt : prompt + 1] for name in _PER_PROMPT}
-    return Recording(tensors, parts.metadata | facts, parts.model)
 
 
 def _scale_ratio(parts: Recording, found: LogitAttribution, depth: int) -> float:

@@ -15,7 +15,7 @@ from optlens.circuits import ContributionGraph, Edge
 from optlens.report.markup import Html, el
 from optlens.report.one_prompt import as_numpy
 from optlens.report.pieces import token
-from optlens.widgets.part import Part, QuestionError
+from optlens.widgets.part import Part, QuestionError, check_same_prompts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,11 +48,7 @@ class GraphPart(Part):
         super().__init__(recording)
         self.graph = graph
         tokens = graph.tokens if graph.is_batch else graph.tokens[None]
-        if recording._tensors["tokens"].tolist() != tokens.tolist():
-            raise ValueError(
-                f"The graph is of {len(tokens)} prompt(s) that this recording has not: give the "
-                "recording that the graph was made of, or none."
-            )
+        check_same_prompts(recording, tokens.tolist(), "graph")
 
     # --------------------------------------------------------------------------- what it gives
 

@@ -207,7 +207,7 @@ def own(prompt: Prompt) -> Prompt:
 
 
 def _check_undisturbed(model: OPTForCausalLM) -> None:
-    edited = [name for name, point in model.hook_dict.items() if point.edited]
+    edited = model.edited_hooks
     if edited:
         raise InputError(
             f"Hook functions are attached to {', '.join(edited[:3])}, so this would be a run of "

@@ -79,6 +79,24 @@ class Part:
         return f"{many}tokens={'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
 
 
+def check_same_prompts(recording: "Recording", tokens: list[list[int]], what: str) -> None:
+    """Check that a result was made of the prompts of a recording.
+
+    Args:
+        recording: the recording.
+        tokens: those of the result, padding included.
+        what: what to call the result.
+
+    Raises:
+        ValueError: if the recording has other prompts.
+    """
+    if recording._tensors["tokens"].tolist() != tokens:
+        raise ValueError(
+            f"The {what} is of {len(tokens)} prompt(s) that this recording has not: give the "
+            f"recording that the {what} was made of, or none."
+        )
+
+
 def layer_of(row: str) -> int | str:
     """Return the layer of a lens's row: 3 of "3", "3 mid" and "3 | 6"; "embed" stands for itself."""
     first = row.split()[0]

@@ -113,12 +113,10 @@ class PatchingView(SubjectView):
                     "are done. Call run() again to go on.",
                     stacklevel=2,
                 )
-                self._tell(told, filling.state)
-            except BaseException:
-                self._tell(told, filling.state)
+            finally:  # whatever stopped it, what was done is shown and kept
+                if not stream.finished:
+                    self._tell(told, filling.state)
                 self._save()
-                raise
-        self._save()
         return stream.result
 
     def cancel(self) -> None:

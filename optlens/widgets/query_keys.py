@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optlens.capture import estimate_bytes
 from optlens.circuits import ScoreDetail, score_detail
+from optlens.lens.source import one_prompt_of
 from optlens.recording import NotRecordedError, Recording
 from optlens.report.one_prompt import OnePrompt, as_numpy
 from optlens.widgets.branches import lock_of
@@ -56,7 +57,7 @@ class QueryKeys:
             QuestionError: if there is nothing to compute it from, saying what to record.
         """
         if self._held(layer):
-            return score_detail(None, self._of_prompt(prompt), layer, head, position)
+            return score_detail(None, one_prompt_of(self.recording, prompt), layer, head, position)
         if (why := self._no_run()) is not None:
             raise QuestionError(why)
         found = score_detail(None, self._run(prompt, layer), layer, head, position)
@@ -96,16 +97,6 @@ class QueryKeys:
                 f"rec.attach(model), or record it with {call})."
             )
         return None
-
-    def _of_prompt(self, prompt: int) -> Recording:
-        """Return tokens, queries and keys of one prompt of a batch as a recording of its own."""
-        recording = self.recording
-        if not recording.is_batch:
-            return recording
-        facts = {name: [recording.metadata[name][prompt]] for name in ("prompts", "str_tokens")}
-        facts |= {"columns": [recording.metadata["columns"][prompt]], "is_batch": False}
-        tensors = {name: held[prompt : prompt + 1] for name, held in recording._tensors.items()}
-        return Recording(tensors, recording.metadata | facts, recording._model)
 
     def _run(self, prompt: int, layer: int) -> Recording:
         """Run one prompt again for its queries and keys; a run is kept, and so is its check."""

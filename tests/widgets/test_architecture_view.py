@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import VARIANTS, padded, random_model, tiny_config
+from twice import has_three_pictures, same_when_made_again
 
 import optlens
 from optlens import names
@@ -207,22 +208,10 @@ def test_a_recording_without_its_model_is_refused(model, tmp_path):
 
 def test_pages_names_and_pictures_are_the_same_on_every_run(tmp_path):
     model = random_model(tiny_config(**VARIANTS["post_ln_350m"]))
-    views = []
-    for name in ("a", "b"):
-        view = ArchitectureView(model, IDS)
-        view.to_html(tmp_path / name)
-        view.to_svg(tmp_path / f"{name}.svg")
-        views.append(view)
-    pictures = []
-    for options in ({}, {"style": "dark"}, {"detail": True}):
-        views[0].to_png(tmp_path / "picture.png", **options)
-        pictures.append((tmp_path / "picture.png").read_bytes())
-    assert pictures[0].startswith(b"\x89PNG") and len(set(pictures)) == 3
-    assert repr(views[0]) == "ArchitectureView(post-LN, layers=2, heads=4, tokens=6)"
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    html = views[0]._repr_mimebundle_()[0]["text/html"]
-    assert html == views[1]._repr_mimebundle_()[0]["text/html"]
+    view = same_when_made_again(lambda: ArchitectureView(model, IDS), tmp_path)
+    has_three_pictures(view, tmp_path)
+    assert repr(view) == "ArchitectureView(post-LN, layers=2, heads=4, tokens=6)"
+    html = view._repr_mimebundle_()[0]["text/html"]
     rows = re.findall(r"<tr><th>([^<]+)</th><td>([^<]+)</td>", html)
     assert ("blocks.0.attn.hook_pattern", "4 × 6 × 6") in rows and ("project_out", "6 × 16") in rows
     assert len(rows) == len(stages_of(model.config))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import padded, random_model, tiny_config
 from page_reader import Page
+from twice import has_three_pictures, same_when_made_again
 
 from optlens.circuits import contribution_graph
 from optlens.widgets import AttentionView, GraphView, graph_part
@@ -129,23 +130,10 @@ def test_a_graph_keeps_its_tokens_and_no_activation(graph):
 
 
 def test_pages_names_and_pictures_are_the_same_on_every_run(model, tmp_path):
-    views = []
-    for name in ("a", "b"):
-        view = GraphView(contribution_graph(model, IDS, "l2"))
-        view.to_html(tmp_path / name)
-        view.to_svg(tmp_path / f"{name}.svg")
-        views.append(view)
-    pictures = []
-    for options in ({}, {"style": "dark"}, {"detail": True}):
-        views[0].to_png(tmp_path / "picture.png", **options)
-        pictures.append((tmp_path / "picture.png").read_bytes())
-    assert pictures[0].startswith(b"\x89PNG") and len(set(pictures)) == 3
-    assert repr(views[0]) == "GraphView(l2, layers=3, heads=4, tokens=7)"
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    texts = [view._repr_mimebundle_()[0]["text/html"] for view in views]
-    assert texts[0] == texts[1]
-    assert contents(views[0])["answers"] == []  # such a graph fits whole
+    view = same_when_made_again(lambda: GraphView(contribution_graph(model, IDS, "l2")), tmp_path)
+    has_three_pictures(view, tmp_path)
+    assert repr(view) == "GraphView(l2, layers=3, heads=4, tokens=7)"
+    assert contents(view)["answers"] == []  # such a graph fits whole
 
 
 def test_hostile_text_is_text_in_page_and_plain_markup(graph, tmp_path):
