@@ -8,6 +8,7 @@ by the parts (numbers) and by the JavaScript modules of the same name (pictures)
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import anywidget
@@ -18,6 +19,7 @@ from optlens.files import replacing
 from optlens.report.markup import Html, el, visible
 from optlens.widgets import cells
 from optlens.widgets.arrays import packed, with_buffers
+from optlens.widgets.home import Home
 from optlens.widgets.modules import view_module
 from optlens.widgets.part import Part
 from optlens.widgets.selection import Selection, selection_of
@@ -82,7 +84,8 @@ class View(anywidget.AnyWidget):
             parts=[self._part_facts(part, prompt, data=packed) for part in parts],
         )
         traitlets.link((selection, "value"), (self, "selected"))
-        self.on_msg(self._answer)
+        home = Home()
+        self.on_msg(lambda *message: home.run(partial(self._answer, *message)))
 
     @traitlets.validate("selected")
     def _complete(self, proposal: Any) -> dict[str, Any]:

@@ -125,6 +125,30 @@ def test_a_long_prompt_travels_head_by_head(lab):
     assert int(size) < 1_000_000
 
 
+def test_a_running_cell_and_the_views_never_use_the_model_at_once(lab):
+    """A cell runs the plain model all the while that clicks in a view ask for ablations."""
+    view = output(lab, 0)
+    python(lab, "plain = rec.model(rec.tokens[None]).logits; threads = []\n"
+                "part = view._parts[0]; asked = part.answer_set\n"
+                "import threading\n"
+                "part.answer_set = lambda *a, **k: (threads.append(threading.current_thread().name), "
+                "asked(*a, **k))[1]")  # fmt: skip
+    lab.evaluate("""() => { const panel = window.jupyterapp.shell.currentWidget;
+        window.busy = panel.sessionContext.session.kernel.requestExecute({ code: `
+end = time.time() + 3; same = []
+while time.time() < end or len(same) < 20:
+    same.append(torch.equal(rec.model(rec.tokens[None]).logits, plain))` }).done; }""")
+    for head in (1, 5, 2):
+        view.locator(f".ol-head[aria-label^='layer 2, head {head}']").click()
+        view.locator("[data-do=ablate]").click()
+    lab.evaluate("window.busy")
+    view.locator(".ol-iv-list, .ol-iv-entry").first.wait_for()
+    lab.wait_for_timeout(1000)
+    found = python(lab, "print(all(same), set(threads))")
+    python(lab, "del part.answer_set; view.interventions = []")
+    assert found == "True {'MainThread'}"
+
+
 def test_a_click_ablates_a_head_and_python_sees_it(lab):
     view = output(lab, 0)
     python(
