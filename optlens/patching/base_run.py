@@ -14,6 +14,8 @@ from optlens.names import get_act_name
 from optlens.patching.sites import SITES
 
 ONCE = ("embed", "pos_embed")
+# Over so few tokens a run takes its time for reading the weights, so that two at once save one of them.
+FEW_TOKENS = 32
 
 
 @dataclass(eq=False)
@@ -100,6 +102,38 @@ def run_base(model, tokens: Tensor, mask: Tensor | None, site_names: set[str]) -
     tokens, mask = tokens.cpu(), None if mask is None else mask.cpu()
     values, final = site_values(model, tokens, mask, values_kept(site_names))
     return BaseRun(tokens, real_tokens(tokens, mask), mask is not None, values, final)
+
+
+def both_runs(
+    model,
+    given: Tensor,
+    patched: Tensor,
+    mask: Tensor | None,
+    site_names: set[str],
+) -> tuple[dict[str, list[Tensor]], Tensor, BaseRun]:
+    """Make the run that patches take values from and the one that is patched; short ones in one go.
+
+    Args:
+        model: The model, without interventions.
+        given: Token ids of the first run, `[prompts, pos]`.
+        patched: Token ids of the second, of the same shape.
+        mask: The padding mask of both, or None.
+        site_names: Short names of the sites that will be patched.
+
+    Returns:
+        Of the first run the values and the last residual stream, as `site_values` gives them; and
+        the second.
+    """
+    if given.numel() > FEW_TOKENS:
+        sources, source_final = site_values(model, given, mask, site_names)
+        return sources, source_final, run_base(model, patched, mask, site_names)
+    masks = None if mask is None else torch.cat([mask, mask])
+    both = run_base(model, torch.cat([given, patched]), masks, site_names)
+    first, second = slice(len(given)), slice(len(given), None)
+    sources = {name: [value[first] for value in both.values[name]] for name in site_names}
+    values = {name: [value[second] for value in layers] for name, layers in both.values.items()}
+    base = BaseRun(both.tokens[second], both.seen[second], both.padded, values, both.final[second])
+    return sources, both.final[first], base
 
 
 def values_kept(site_names: set[str]) -> set[str]:

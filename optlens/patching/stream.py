@@ -112,8 +112,12 @@ class SweepStream(Iterator[PatchResult]):
         self._began = True
         if not self.finished:
             self._check_model()
-            self._compute(self._portion())
+            self.compute_portion()
         return self.result
+
+    def compute_portion(self) -> None:
+        """Carry out a portion as large as memory allows, of a model that is as it was."""
+        self._compute(self._portion())
 
     def advance(self, seconds: float = 0.1) -> None:
         """Carry out small portions for about so long, at least one patch.
@@ -207,7 +211,8 @@ def run_to_end(stream: SweepStream, progress: bool = True) -> PatchResult:
     with progress_bar(total, progress, unit="patch", leave=False) as bar:
         try:
             bar.update(stream.runs_done)
-            for _ in stream:
+            while not stream.finished:
+                stream.compute_portion()
                 bar.update(stream.runs_done - bar.n)
         except KeyboardInterrupt:
             missing = int(result.per_prompt.isnan().sum())

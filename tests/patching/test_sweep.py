@@ -324,6 +324,32 @@ def test_equal_prompts_need_no_run_at_all():
     assert len(str(plan).splitlines()) == 4
 
 
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_short_prompts_are_recorded_in_one_pass_and_long_ones_in_two(
+    direction, padded, monkeypatch
+):
+    model = make_model()
+    clean, corrupt, mask, _ = make_prompts(padded)
+    names = (clean, corrupt)
+    if padded:
+        names = padded_as_text(model, monkeypatch, clean, corrupt, mask)
+    passes, found, run = [], {}, type(model).run_with_cache
+    monkeypatch.setattr(
+        model, "run_with_cache", lambda *a, **k: (passes.append(len(a[0])), run(model, *a, **k))[1]
+    )
+    for few in (12, 11):
+        monkeypatch.setattr("optlens.patching.base_run.FEW_TOKENS", few)
+        found[few] = patch_sweep(
+            model, *names, ["resid_pre", "z"], ("component", "layer"), METRIC, direction, progress=False
+        )  # fmt: skip
+    assert passes == [4, 2, 2]
+    for kind in ("per_prompt", "clean", "corrupt"):
+        short, long = (getattr(result, kind) for result in found.values())
+        torch.testing.assert_close(short, long, rtol=1e-11, atol=1e-11)
+    assert abs(found[12].clean - found[12].corrupt) > 1e-3
+
+
 # ------------------------------------------------------------------- results as they come
 
 
