@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import statistics
 import subprocess
 import sys
@@ -65,21 +66,48 @@ def peer_sweep(bridge: Any, clean: torch.Tensor, corrupt: torch.Tensor, site: st
     )
 
 
-def naive_sweep(model: Any, clean: torch.Tensor, corrupt: torch.Tensor, cells: list) -> list[float]:
-    """Patch z with one whole forward pass of our model for each of some (layer, head, position)."""
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.config.n_layers)]
-    _, cache = model.run_with_cache(clean, names)
+def naive_sweep(
+    model: Any, clean: torch.Tensor, corrupt: torch.Tensor, cells: list, **options: Any
+) -> torch.Tensor:
+    """Patch z with one whole forward pass for each of some (layer, head, position).
+
+    Args:
+        model: Ours or TransformerLens's.
+        clean: The prompt that values come from.
+        corrupt: The prompt that is patched.
+        cells: Which patches.
+        options: More arguments of the forward pass.
+    """
+    names = {layer: f"blocks.{layer}.attn.hook_z" for layer, _, _ in cells}
+    _, cache = model.run_with_cache(clean, names_filter=list(names.values()))
     found = []
     for layer, head, pos in cells:
 
-        def write(z: torch.Tensor, hook: Any, head: int = head, pos: int = pos) -> None:
+        def write(z: torch.Tensor, hook: Any, head: int = head, pos: int = pos) -> torch.Tensor:
             z[:, pos, head] = cache[hook.name][:, pos, head]
+            return z
 
-        logits = model.run_with_hooks(
-            corrupt, fwd_hooks=[(names[layer], write)], logits_to_keep=1, use_cache=False
-        )
-        found.append(float(logits[0, -1, ANSWER] - logits[0, -1, WRONG]))
-    return found
+        logits = model.run_with_hooks(corrupt, fwd_hooks=[(names[layer], write)], **options)
+        found.append(logits[0, -1, ANSWER] - logits[0, -1, WRONG])
+    return torch.stack(found)
+
+
+def cells_row(model: Any, naive: Callable, against: str, pairs: int) -> Row:
+    """Compare a sweep over every head at every position with one forward pass for each."""
+    clean, corrupt = prompt_pair(1)
+    shape = (model.config.n_layers, model.config.n_heads, LENGTH)
+    cells = list(itertools.product(*map(range, shape)))
+    some = cells[:: len(cells) // 60]  # the naive way takes a minute for all
+    full = functools.partial(sweep, model, clean, corrupt, "z", ("layer", "head", "pos"))
+    part = functools.partial(naive, clean, corrupt, some)
+    same_numbers(lambda: full()[tuple(zip(*some, strict=True))], part)
+    what = f"z, layer x head x pos ({len(cells)} patches)"
+    row = alternate(what, against, full, part, None, pairs, warm_up=1)
+    scale = len(cells) / len(some)
+    row.theirs *= scale
+    row.ratio, row.low, row.high = row.ratio / scale, row.low / scale, row.high / scale
+    row.limit = 1 / 20
+    return row
 
 
 def peer_rows(model: Any, pairs: int) -> list[Row]:
@@ -100,7 +128,8 @@ def peer_rows(model: Any, pairs: int) -> list[Row]:
             rows.append(
                 alternate(what, "TransformerLens 4.3", ours, theirs, limits[site], pairs, warm_up=1)
             )
-    return rows
+    loop = functools.partial(naive_sweep, bridge)
+    return [*rows, cells_row(model, loop, "TransformerLens 4.3", pairs)]
 
 
 def same_numbers(ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
@@ -113,30 +142,8 @@ def same_numbers(ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
 
 def own_rows(model: Any, pairs: int) -> list[Row]:
     """Compare with one forward pass per patch, and many prompts at once with one at a time."""
-    clean, corrupt = prompt_pair(1)
-    layers, heads = model.config.n_layers, model.config.n_heads
-    cells = [
-        (layer, head, pos)
-        for layer in range(layers)
-        for head in range(heads)
-        for pos in range(LENGTH)
-    ]
-    some = cells[:: len(cells) // 60]
-    full = functools.partial(sweep, model, clean, corrupt, "z", ("layer", "head", "pos"))
-    naive = functools.partial(naive_sweep, model, clean, corrupt, some)
-    row = alternate(
-        f"z, layer x head x pos ({len(cells)} patches)",
-        "naive",
-        full,
-        naive,
-        None,
-        pairs,
-        warm_up=1,
-    )
-    scale = len(cells) / len(some)  # the naive loop was run on a part of the cells
-    row.theirs *= scale
-    row.ratio, row.low, row.high = row.ratio / scale, row.low / scale, row.high / scale
-    row.limit = 1 / 20
+    own_loop = functools.partial(naive_sweep, model, logits_to_keep=1, use_cache=False)
+    row = cells_row(model, own_loop, "naive", pairs)
     many, others = random_tokens(16, LENGTH), random_tokens(16, LENGTH, seed=1)
 
     def one_by_one() -> None:
