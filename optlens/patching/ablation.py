@@ -14,7 +14,8 @@ from optlens.interventions import Intervention
 from optlens.patching.base_run import run_base, site_values
 from optlens.patching.grid import make_grid
 from optlens.patching.measure import AnyMetric
-from optlens.patching.pairs import undisturbed
+from optlens.patching.pairs import prompts_on_host, undisturbed
+from optlens.patching.places import Positions, looked_up, places_of
 from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult
 from optlens.patching.sites import as_given, names_of
@@ -41,7 +42,7 @@ def ablate_sweep(
     metric: AnyMetric | None = None,
     layers: Selection = None,
     heads: Selection = None,
-    positions: Selection = None,
+    positions: Positions = None,
     neurons: Selection = None,
     window: int = 1,
     seed: int = 0,
@@ -52,6 +53,7 @@ def ablate_sweep(
     resume: PatchResult | None = None,
     interventions: Intervention | Iterable[Intervention] = (),
     spans: Mapping[str, Any] | None = None,
+    attention_mask: Tensor | None = None,
 ) -> PatchResult | SweepPlan | SweepStream:
     """Ablate one place at a time and measure each.
 
@@ -82,7 +84,9 @@ def ablate_sweep(
             prompts, and where they meet an ablation before it. References are run without them, as
             those of `optlens.Ablate` are: each result is that of `model.intervene` with this list
             and an `Ablate` at its end.
-        spans: Names for positions in `interventions`, as `model.intervene` takes them.
+        spans: Names for positions, as for `patch_sweep`.
+        attention_mask: For padded token ids, on either side: 1 at real tokens, 0 at padding,
+            `[prompts, pos]`. They are brought to the form of texts, padded on the left.
 
     Returns:
         The metric of every ablation; its `clean` is the run that nothing was done to (but the
@@ -95,8 +99,8 @@ def ablate_sweep(
     Example:
         >>> ablate_sweep(model, prompts, mode="zero", metric=logit_diff(" Mary", " John"))  # doctest: +SKIP
     """
-    _check_mode(mode, reference)
-    tokens, mask = model.inputs_on_host(prompts)
+    _check_mode(mode, reference, per_position)
+    tokens, mask = prompts_on_host(model, prompts, attention_mask)
     names = names_of(site)
     if names & {"attn_scores"} and mode != "resample":
         raise checks.InputError(
@@ -110,9 +114,11 @@ def ablate_sweep(
         with standing.at_work(tokens, mask, "prompts"):
             base = run_base(model, tokens, mask, names)
         sources = _sources(model, base, mode, others, per_position, seed, names)
+    positions = places_of(model, tokens, base.seen, positions, spans)
     grid = make_grid(model.config, site, over, base.seen, layers, heads, positions, neurons, window)
     about = {"site": as_given(site), "mode": mode, "window": window, "prompts": tokens.tolist()}
     about |= {"per_position": per_position, "seed": seed if mode == "resample" else None}
+    about |= looked_up(positions)
     if others is not None:
         about["reference"] = others[0].tolist()
     finals = base.final, None
@@ -120,7 +126,7 @@ def ablate_sweep(
     return sweep.answer(dry_run, stream, progress, resume)
 
 
-def _check_mode(mode: str, reference: Prompt | None) -> None:
+def _check_mode(mode: str, reference: Prompt | None, per_position: bool) -> None:
     if mode not in MODES:
         raise checks.InputError(f"mode={mode!r}; there are {', '.join(MODES)}.")
     if mode != "zero" and reference is None:
@@ -128,6 +134,13 @@ def _check_mode(mode: str, reference: Prompt | None) -> None:
             f"mode={mode!r} takes its values from a reference set: pass reference=[...], prompts of "
             "the same kind as those that are run."
         )
+    if mode == "zero" and reference is not None:
+        raise checks.InputError(
+            "mode='zero' writes zeros and has no use for a reference; leave it out, or take "
+            "mode='mean'."
+        )
+    if per_position and mode != "mean":
+        raise checks.InputError(f"per_position goes with mode='mean', not {mode!r}.")
 
 
 def _sources(

@@ -9,8 +9,8 @@ where the change is small or the way to the output nearly linear, and misses wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from optlens.patching.gradients import GraphRun, differentiable_metric, graph_ru
 from optlens.patching.grid import Grid, make_grid
 from optlens.patching.measure import AnyMetric
 from optlens.patching.pairs import denoises, paired_tokens, undisturbed
+from optlens.patching.places import Positions, looked_up, places_of
 from optlens.patching.result import PatchResult, paired_labels, token_labels
 from optlens.patching.sites import Site, as_given, names_of, site_named
 from optlens.recording import fingerprint
@@ -49,8 +50,10 @@ def attribution_patch(
     direction: str = "denoise",
     layers: Selection = None,
     heads: Selection = None,
-    positions: Selection = None,
+    positions: Positions = None,
     neurons: Selection = None,
+    spans: Mapping[str, Any] | None = None,
+    attention_mask: Tensor | None = None,
 ) -> PatchResult:
     """Estimate what `patch_sweep` would measure, by gradients.
 
@@ -72,8 +75,10 @@ def attribution_patch(
             the clean run. Gradients are taken at the run that is written into.
         layers: Blocks to take; all unless given.
         heads: Heads to take; needs "head" among the axes.
-        positions: Positions to take, counted over real tokens, negative from the end.
+        positions: Positions to take, as for `patch_sweep`.
         neurons: Neurons to take; needs "neuron" among the axes.
+        spans: Names for `positions`, as for `patch_sweep`.
+        attention_mask: As for `patch_sweep`.
 
     Returns:
         Values that compare one to one with those of `patch_sweep`: the metric of the unpatched run
@@ -96,9 +101,10 @@ def attribution_patch(
     denoise = denoises(direction)
     _check_method(method, model.config.n_layers)
     metric = differentiable_metric(metric, at_clean=not denoise)
-    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt)
+    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt, attention_mask)
     base, source = (corrupt_tokens, clean_tokens) if denoise else (clean_tokens, corrupt_tokens)
     real = real_tokens(base, mask)
+    positions = places_of(model, clean_tokens, real.cpu(), positions, spans)
     grid = make_grid(
         model.config, site, over, real.cpu(), layers, heads, positions, neurons, window=1
     )
@@ -119,6 +125,7 @@ def attribution_patch(
         "method": method,
         "metric": str(metric),
     }
+    about |= looked_up(positions)
     about |= {"clean": clean_tokens.tolist(), "corrupt": corrupt_tokens.tolist()}
     return PatchResult(
         (unpatched + terms).cpu(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optlens import checks
 from optlens.memory import available_bytes, describe_bytes
 
 # The rest is for gaps in the heap and for the products that oneDNN compiles and keeps.
@@ -33,11 +34,16 @@ def portion_budget(
         what: What that is, for the error.
 
     Raises:
+        InputError: If the budget is no number.
         MemoryError: If the user allows less than is needed.
     """
     if memory_budget is None:
         free = available_bytes(device)
         return DEFAULT_BUDGET if free is None else free // 2
+    if not isinstance(memory_budget, int | float) or isinstance(memory_budget, bool):
+        raise checks.InputError(
+            f"memory_budget={memory_budget!r}: give a number of bytes, such as 2 * 2**30 for two GiB."
+        )
     if memory_budget - recorded < largest:
         raise MemoryError(
             f"memory_budget={describe_bytes(memory_budget)} is too small: the recorded runs take "

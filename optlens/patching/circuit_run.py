@@ -40,6 +40,7 @@ def faithfulness(
     metric: AnyMetric | None = None,
     counts: Iterable[int] | None = None,
     how: str = "top",
+    attention_mask: Tensor | None = None,
 ) -> PatchResult:
     """Run circuits with all other edges corrupted, and measure what is left of the answer.
 
@@ -52,6 +53,7 @@ def faithfulness(
         metric: One of `optlens.metrics`, or a function of logits `[prompts, pos, d_vocab]`.
         counts: Numbers of edges; unless given, twelve from 1 to all, each a multiple of the last.
         how: How circuits are taken from scores; see `EdgeScores.circuit`.
+        attention_mask: As for `patch_sweep`.
 
     Returns:
         A curve over the axis "edges": `values` is the metric of each circuit, and `normalized`
@@ -75,7 +77,7 @@ def faithfulness(
         )
     graph, metric = graph_of(model), as_metric(metric)
     circuits = _chosen(circuits, counts, how, graph)
-    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt)
+    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt, attention_mask)
     with undisturbed(model):
         runner = CircuitRunner(model, clean_tokens, corrupt_tokens, mask)
         bound = metric.bind(model, clean_tokens, mask)

@@ -116,6 +116,7 @@ def edge_attribution(
     metric: AnyMetric | None = None,
     method: str = "eap",
     steps: int = 5,
+    attention_mask: Tensor | None = None,
 ) -> EdgeScores:
     """Estimate for every edge how the metric of the clean run changes if that edge is corrupted.
 
@@ -132,6 +133,7 @@ def edge_attribution(
             token embeddings `corrupt + k / steps * (clean - corrupt)` for k from 1 to `steps`; with
             one step it is "eap".
         steps: Runs of "eap-ig".
+        attention_mask: As for `patch_sweep`.
 
     Returns:
         The scores, in units of the metric.
@@ -156,7 +158,7 @@ def edge_attribution(
         raise checks.InputError(f"steps={steps}: the gradient is the mean of at least one run's.")
     graph = graph_of(model)
     metric = differentiable_metric(metric, at_clean=method == "eap" or steps == 1)
-    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt)
+    (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt, attention_mask)
     steps = steps if method == "eap-ig" else 1
     with undisturbed(model):
         outputs = [sender_values(model, t, mask) for t in (clean_tokens, corrupt_tokens)]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.patching.cuts import Cuts
-from optlens.patching.sites import Site, sites_named
+from optlens.patching.places import Places, Positions
+from optlens.patching.sites import SITES, Site, sites_named
 from optlens.selection import Selection, select, select_positions
 
 AXES = ("component", "layer", "head", "pos", "neuron", "key")
@@ -75,7 +76,7 @@ def make_grid(
     real: Tensor,
     layers: Selection = None,
     heads: Selection = None,
-    positions: Selection = None,
+    positions: Places | Positions = None,
     neurons: Selection = None,
     window: int = 1,
 ) -> Grid:
@@ -88,7 +89,8 @@ def make_grid(
         real: True at real tokens, `[prompts, pos]`.
         layers: Blocks to sweep over (or to write all at once, if "layer" is no axis); all of them.
         heads: Likewise.
-        positions: Likewise; counted over each prompt's real tokens, negative from the end.
+        positions: Likewise; counted over each prompt's real tokens, negative from the end; texts
+            looked up by `places_of`.
         neurons: Likewise.
         window: Blocks that one patch writes: this many around the entry of the layer axis.
 
@@ -175,7 +177,7 @@ def axes_of(site: str | Sequence[str], over: str | Sequence[str]) -> list[str]:
             if axis in _NEEDS and _NEEDS[axis] not in site.axes:
                 raise checks.InputError(
                     f"The site {site.name!r} has the axes {', '.join(site.axes)}, so a sweep over "
-                    f"{axis!r} means nothing there."
+                    f"{axis!r} means nothing there. Sites that have it: {_with_axis(_NEEDS[axis])}."
                 )
             if axis == "layer" and site.name == "embed":
                 raise checks.InputError("The site 'embed' comes once, not in every layer.")
@@ -184,7 +186,11 @@ def axes_of(site: str | Sequence[str], over: str | Sequence[str]) -> list[str]:
     return over
 
 
-def positions_in_all(chosen: Selection, real: Tensor) -> tuple[list[int], Tensor]:
+def _with_axis(axis: str) -> str:
+    return ", ".join(site.name for site in SITES.values() if axis in site.axes)
+
+
+def positions_in_all(chosen: Places | Positions, real: Tensor) -> tuple[list, Tensor]:
     """Resolve positions of a sweep, which every prompt must have.
 
     Args:
@@ -195,6 +201,8 @@ def positions_in_all(chosen: Selection, real: Tensor) -> tuple[list[int], Tensor
     Returns:
         The positions, and their columns, `[prompts, positions]`; see `optlens.selection`.
     """
+    if isinstance(chosen, Places):
+        return chosen.entries, chosen.columns
     if chosen is None:
         lengths = real.sum(-1)
         shortest, longest = int(lengths.min()), int(lengths.max())

@@ -21,7 +21,7 @@ from optlens.patching.base_run import run_base
 from optlens.patching.cuts import Cuts
 from optlens.patching.grid import Cell, Grid, layers_written, positions_in_all
 from optlens.patching.measure import AnyMetric
-from optlens.patching.pairs import undisturbed
+from optlens.patching.pairs import prompts_on_host, undisturbed
 from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult
 from optlens.patching.sites import site_named
@@ -57,6 +57,7 @@ def knockout_sweep(
     resume: PatchResult | None = None,
     interventions: Intervention | Iterable[Intervention] = (),
     spans: Mapping[str, Any] | None = None,
+    attention_mask: Tensor | None = None,
 ) -> PatchResult | SweepPlan | SweepStream:
     """Cut edges of attention, one set at a time, and measure each.
 
@@ -85,6 +86,8 @@ def knockout_sweep(
         interventions: One or several of `optlens.interventions` that act on every run, on the
             scores before the knockout.
         spans: Names for positions in `interventions`, as `model.intervene` takes them.
+        attention_mask: For padded token ids, on either side: 1 at real tokens, 0 at padding,
+            `[prompts, pos]`. They are brought to the form of texts, padded on the left.
 
     Returns:
         The metric of every knockout; its `clean` is the run that nothing was done to, and it has no
@@ -105,7 +108,7 @@ def knockout_sweep(
         >>> result.labels["key"]
         ['subject', 'relation']
     """
-    tokens, mask = model.inputs_on_host(prompt)
+    tokens, mask = prompts_on_host(model, prompt, attention_mask)
     real = real_tokens(tokens, mask)
     over = [over] if isinstance(over, str) else list(over)
     _check_axes(over, heads, window)

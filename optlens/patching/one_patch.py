@@ -74,7 +74,7 @@ def one_patch(
         raise checks.InputError(reason)
     if about.get("mode") == "knockout":
         return OnePatch(_knockout(about, at, prompt), _ids(about, "prompts", prompt), "prompt")
-    where = _address(about, at)
+    where = _address(about, at | _numbers(about, at, prompt))
     if "direction" in about:
         names = ("clean", "corrupt") if about["direction"] == "denoise" else ("corrupt", "clean")
         source, tokens = (_ids(about, name, prompt) for name in names)
@@ -124,6 +124,13 @@ def _layers(about: Mapping[str, Any], at: Mapping[str, Any]) -> int | list[int]:
     blocks = about.get("blocks", at["layer"] + 1)
     span = layers_written(at["layer"], about.get("window", 1), [], blocks)
     return span[0] if len(span) == 1 else list(span)
+
+
+def _numbers(about: Mapping[str, Any], at: Mapping[str, Any], prompt: int) -> dict[str, int]:
+    """Return where a prompt has the positions that the sweep was given as texts or names."""
+    positions = about.get("positions", {})
+    named = [axis for axis in ("pos", "key") if isinstance(at.get(axis), str)]
+    return {axis: positions[at[axis]][prompt] for axis in named}
 
 
 def _address(about: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,19 +48,52 @@ def undisturbed(model: OPTForCausalLM) -> Iterator[None]:
         yield
 
 
+def prompts_on_host(
+    model: OPTForCausalLM, prompt: Prompt, attention_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Tokenise one prompt or several; padding comes to the left, wherever it was.
+
+    Args:
+        model: The model.
+        prompt: Text, a list of texts, or token ids.
+        attention_mask: For padded token ids: 1 at real tokens, 0 at padding.
+
+    Returns:
+        Token ids, `[prompts, pos]`, and their padding mask or None, on the CPU.
+
+    Raises:
+        InputError: If prompt and mask do not fit the model or each other.
+    """
+    tokens, mask = model.inputs_on_host(prompt, attention_mask)
+    if attention_mask is None or mask is None:
+        return tokens, mask
+    # a stable sort by "is real" leaves the tokens in their order
+    order = mask.long().argsort(dim=-1, stable=True)
+    tokens, mask = tokens.gather(1, order), mask.gather(1, order)
+    used = slice(tokens.shape[1] - int(mask.sum(-1).max()), None)  # the longest prompt's columns
+    tokens = tokens.masked_fill(mask == 0, model.config.pad_token_id or 0)[:, used]
+    return tokens, None if bool(mask[:, used].all()) else mask[:, used]
+
+
 def paired_tokens(
-    model: OPTForCausalLM, clean: Prompt, corrupt: Prompt
+    model: OPTForCausalLM, clean: Prompt, corrupt: Prompt, attention_mask: Tensor | None = None
 ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
     """Return what `paired_on_host` does, on the model's device."""
-    pair, mask = paired_on_host(model, clean, corrupt)
+    pair, mask = paired_on_host(model, clean, corrupt, attention_mask)
     mask = None if mask is None else mask.to(model.device)
     return tuple(tokens.to(model.device) for tokens in pair), mask
 
 
 def paired_on_host(
-    model: OPTForCausalLM, clean: Prompt, corrupt: Prompt
+    model: OPTForCausalLM, clean: Prompt, corrupt: Prompt, attention_mask: Tensor | None = None
 ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
     """Tokenise two prompts, or lists of prompts, that have to match token by token.
+
+    Args:
+        model: The model.
+        clean: Text, a list of texts, or token ids.
+        corrupt: Likewise.
+        attention_mask: For padded token ids, of both.
 
     Returns:
         Token ids of both, `[prompts, pos]`, and their common padding mask or None, on the CPU.
@@ -68,7 +101,7 @@ def paired_on_host(
     Raises:
         InputError: If their numbers or lengths differ; shows both tokenisations.
     """
-    prepared = [model.inputs_on_host(prompt) for prompt in (clean, corrupt)]
+    prepared = [prompts_on_host(model, prompt, attention_mask) for prompt in (clean, corrupt)]
     (tokens, mask), (other, _) = prepared  # padded on the left, if at all: alike where lengths are
     if len(tokens) != len(other):
         raise checks.InputError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from optlens import checks
 from optlens.config import OPTConfig
 from optlens.patching.grid import positions_in_all
-from optlens.selection import Selection, select
+from optlens.selection import select
 
 INPUTS = ("q", "k", "v")
 _AXES_OF = {"heads": ("layer", "head"), "mlps": ("layer",), "list": ("sender",)}
@@ -150,13 +150,14 @@ class PathGrid:
         axes: The names of its axes.
         choices: For each axis what its entries stand for.
         cells: The entries, in the order of the flattened result.
-        positions: The positions that "pos" runs over, negative from the end.
+        columns: Where the positions that "pos" runs over are in each prompt's row,
+            `[prompts, positions]`.
     """
 
     axes: tuple[str, ...]
     choices: dict[str, list]
     cells: list[PathCell]
-    positions: list[int]
+    columns: Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -170,7 +171,7 @@ def lay_out(
     receivers: Receivers,
     over: Sequence[str] | str | None,
     real: Tensor,
-    chosen: dict[str, Selection],
+    chosen: dict[str, Any],
 ) -> PathGrid:
     """Lay out the entries of a result.
 
@@ -189,11 +190,12 @@ def lay_out(
     over = [over] if isinstance(over, str) else list(_AXES_OF[kind] if over is None else over)
     _check_axes(over, kind, chosen)
     groups = parse_senders(senders, config, receivers) if kind == "list" else []
+    positions, columns = positions_in_all(chosen["pos"], real)
     choices = {
         "layer": select(chosen["layer"], config.n_layers, "layers"),
         "head": select(chosen["head"], config.n_heads, "heads"),
         "sender": [" + ".join(map(str, group)) for group in groups],
-        "pos": positions_in_all(chosen["pos"], real)[0],
+        "pos": positions,
     }
     cells = []
     for entry in itertools.product(*(range(len(choices[axis])) for axis in over)):
@@ -208,7 +210,7 @@ def lay_out(
             heads = [here["head"]] if "head" in here else choices["head"]
             sending = (Sender(layer, head) for layer in layers for head in heads)
         cells.append(PathCell(tuple(sending), at.get("pos")))
-    return PathGrid(tuple(over), {axis: choices[axis] for axis in over}, cells, choices["pos"])
+    return PathGrid(tuple(over), {axis: choices[axis] for axis in over}, cells, columns)
 
 
 def _check_axes(over: list[str], kind: str, chosen: dict[str, Any]) -> None:

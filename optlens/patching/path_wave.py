@@ -76,7 +76,6 @@ class PathWave:
     def rows_of(self, grid: PathGrid) -> list[PathRow]:
         """List the entries that have a path to the receivers and something new to send along it."""
         last = self.receivers.stage(self.n_layers)
-        places = [seen.nonzero().flatten().tolist() for seen in self.base.seen]
         rows, news_of = [], cache(self._news)
         for index, cell in enumerate(grid.cells):
             senders = tuple(sender for sender in cell.senders if sender.stage < last)
@@ -85,7 +84,7 @@ class PathWave:
             news = torch.stack([news_of(sender) for sender in senders]).any(0)
             for prompt, at in enumerate(news):
                 if cell.pos is not None:
-                    column = places[prompt][grid.positions[cell.pos]]
+                    column = grid.columns[prompt, cell.pos]
                     at = at & (torch.arange(len(at)) == column)
                 if at.any():
                     columns = at.nonzero().flatten().to(self.base.final.device)

@@ -13,10 +13,11 @@ The protocol of Wang et al. 2022 (arXiv 2211.00593) and Goldowsky-Dill et al. 20
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from optlens.attention_mask import real_tokens
 from optlens.patching.base_run import BaseRun, site_values
@@ -24,6 +25,7 @@ from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_on_host, undisturbed
 from optlens.patching.path_nodes import lay_out, parse_receivers
 from optlens.patching.path_wave import PathRow, PathWave
+from optlens.patching.places import Positions, looked_up, places_of
 from optlens.patching.result import PatchResult, paired_labels, token_labels
 from optlens.progress import progress_bar
 from optlens.recording import fingerprint
@@ -46,9 +48,11 @@ def path_patch(
     freeze_mlps: bool = True,
     layers: Selection = None,
     heads: Selection = None,
-    positions: Selection = None,
+    positions: Positions = None,
     memory_budget: int | None = None,
     progress: bool = True,
+    spans: Mapping[str, Any] | None = None,
+    attention_mask: Tensor | None = None,
 ) -> PatchResult:
     """Patch what senders tell receivers directly, one sender at a time, and measure each.
 
@@ -74,10 +78,12 @@ def path_patch(
             not, they are computed anew, and paths through them count as direct, as in Wang et al.
         layers: Layers of the senders; all unless given. Those behind the receivers change nothing.
         heads: Heads of the senders, likewise.
-        positions: Positions of the senders, counted over each prompt's real tokens.
+        positions: Positions of the senders, as for `patch_sweep`.
         memory_budget: Bytes that may be taken beside the weights; half of what is free unless
             given.
         progress: Show a progress bar.
+        spans: Names for `positions`, as for `patch_sweep`.
+        attention_mask: As for `patch_sweep`.
 
     Returns:
         The metric of every path. Interrupted from the keyboard, what was done by then, with NaN
@@ -101,9 +107,10 @@ def path_patch(
         (('layer', 'head'), (5, 8))
     """
     denoise = denoises(direction)
-    (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt)
+    (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt, attention_mask)
     parsed = parse_receivers(receivers, model.config)
     real = real_tokens(clean_tokens, mask)
+    positions = places_of(model, clean_tokens, real, positions, spans)
     chosen = {"layer": layers, "head": heads, "pos": positions}
     grid = lay_out(model.config, senders, parsed, over, real, chosen)
     tokens = (clean_tokens, corrupt_tokens)
@@ -129,7 +136,7 @@ def path_patch(
         "corrupt": corrupt_tokens.tolist(),
         "metric": measure.name,
         "model": fingerprint(model),
-    }
+    } | looked_up(positions)
     result = PatchResult(
         measure.unpatched.expand(len(grid.cells), -1).clone().view(*grid.shape, -1),
         *measure.ends,

@@ -21,6 +21,7 @@ from optlens.patching.budget import bytes_of, portion_budget
 from optlens.patching.grid import Grid, make_grid
 from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_on_host, undisturbed
+from optlens.patching.places import Positions, looked_up, places_of
 from optlens.patching.plan import SweepPlan, chunks_of, patches_of, plan_of
 from optlens.patching.result import (
     PatchResult,
@@ -51,7 +52,7 @@ def patch_sweep(
     direction: str = "denoise",
     layers: Selection = None,
     heads: Selection = None,
-    positions: Selection = None,
+    positions: Positions = None,
     neurons: Selection = None,
     window: int = 1,
     memory_budget: int | None = None,
@@ -61,6 +62,7 @@ def patch_sweep(
     resume: PatchResult | None = None,
     interventions: Intervention | Iterable[Intervention] = (),
     spans: Mapping[str, Any] | None = None,
+    attention_mask: Tensor | None = None,
 ) -> PatchResult | SweepPlan | SweepStream:
     """Patch values of one run into another, one place at a time, and measure each.
 
@@ -78,7 +80,9 @@ def patch_sweep(
             the clean run.
         layers: Blocks to patch; all of them unless given.
         heads: Heads likewise.
-        positions: Positions likewise, counted over each prompt's real tokens.
+        positions: Positions likewise, counted over each prompt's real tokens; or a token's text
+            such as " John", `(" John", 1)` for its second place, names of `spans`, and lists of
+            these. Texts are looked up in the clean prompts.
         neurons: Neurons of the MLP likewise.
         window: Blocks written by one patch, around the entry of the layer axis.
         memory_budget: Bytes that the sweep may take beside the weights; half of what is free
@@ -93,7 +97,10 @@ def patch_sweep(
             one, the corrupt one and each patched one. Positions in them are looked up in the
             clean and in the corrupt prompts. Where one meets a patch it acts first, and the patch
             overwrites it; what is patched in is the source run's value after it.
-        spans: Names for positions in `interventions`, as `model.intervene` takes them.
+        spans: Names for positions, in `positions` and `interventions`, as `model.intervene` takes
+            them: one for all prompts, or a list with an entry for each.
+        attention_mask: For padded token ids, on either side: 1 at real tokens, 0 at padding,
+            `[prompts, pos]`, for both prompts. They are brought to the form of texts, padded on the left.
 
     Returns:
         The metric of every patch; under `interventions` its ends, `clean` and `corrupt`, are runs
@@ -108,7 +115,7 @@ def patch_sweep(
         >>> result = patch_sweep(model, clean, corrupt, metric=logit_diff(" Mary", " John"))  # doctest: +SKIP
     """
     denoise = denoises(direction)
-    (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt)
+    (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt, attention_mask)
     names = names_of(site)
     ends = [(clean_tokens, "clean prompts"), (corrupt_tokens, "corrupt prompts")]
     (given, from_where), (patched, where) = ends if denoise else ends[::-1]
@@ -127,7 +134,9 @@ def patch_sweep(
     first_difference = torch.where(differ.any(-1), differ.int().argmax(-1), differ.shape[1])
     about = {"site": as_given(site), "direction": direction, "window": window}
     about |= {"clean": clean_tokens.tolist(), "corrupt": corrupt_tokens.tolist()}
+    positions = places_of(model, clean_tokens, base.seen, positions, spans)
     grid = make_grid(model.config, site, over, base.seen, layers, heads, positions, neurons, window)
+    about |= looked_up(positions)
     equal_before = None if standing.by_tokens else first_difference
     sweep = Sweep(
         model, base, sources, grid, metric, finals, equal_before, about, memory_budget, standing

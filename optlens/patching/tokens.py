@@ -63,6 +63,7 @@ def token_attribution(
     method: str = "integrated_gradients",
     steps: int = 50,
     baseline: Prompt | None = None,
+    attention_mask: Tensor | None = None,
 ) -> TokenAttribution:
     """Divide a metric among the tokens of a prompt.
 
@@ -79,6 +80,7 @@ def token_attribution(
         steps: Runs of integrated gradients, at the middles of as many equal pieces.
         baseline: As many prompts of the same lengths, whose embeddings are the baseline; zeros
             unless given. Positions keep their embeddings in either case.
+        attention_mask: As for `patch_sweep`; `values` are then padded on the left.
 
     Returns:
         Values `[prompts, pos]` with the metric at prompt and baseline.
@@ -101,7 +103,8 @@ def token_attribution(
         raise checks.InputError(f"steps={steps}: the gradient is the mean of at least one run's.")
     integrated = method == "integrated_gradients"
     metric = differentiable_metric(metric, at_clean=not integrated)
-    (tokens, others), mask = paired_tokens(model, prompt, prompt if baseline is None else baseline)
+    others = prompt if baseline is None else baseline
+    (tokens, others), mask = paired_tokens(model, prompt, others, attention_mask)
     name = get_act_name("embed")
     with undisturbed(model):
         bound = metric.bind(model, tokens, mask)

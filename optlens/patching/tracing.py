@@ -9,9 +9,9 @@ throw the model off its usual paths. For that, take `patch_sweep`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from optlens.metrics import Metric, as_metric, prob
 from optlens.patching.base_run import BaseRun, run_base, site_values
 from optlens.patching.grid import make_grid
 from optlens.patching.measure import AnyMetric
-from optlens.patching.pairs import undisturbed
+from optlens.patching.pairs import prompts_on_host, undisturbed
+from optlens.patching.places import Positions, looked_up, places_of
 from optlens.patching.plan import SweepPlan
 from optlens.patching.result import PatchResult, make_labels, prompt_strings
 from optlens.patching.sites import as_given, names_of
@@ -52,12 +53,14 @@ def causal_trace(
     reference: Prompt | None = None,
     layers: Selection = None,
     heads: Selection = None,
-    positions: Selection = None,
+    positions: Positions = None,
     memory_budget: int | None = None,
     progress: bool = True,
     dry_run: bool = False,
     stream: bool = False,
     resume: PatchResult | None = None,
+    spans: Mapping[str, Any] | None = None,
+    attention_mask: Tensor | None = None,
 ) -> PatchResult | SweepPlan | SweepStream:
     """Corrupt the subject's embeddings with noise, restore one place at a time, measure each.
 
@@ -88,6 +91,9 @@ def causal_trace(
         dry_run: As for `patch_sweep`.
         stream: As for `patch_sweep`.
         resume: As for `patch_sweep`.
+        spans: Names for `positions`, as for `patch_sweep`.
+        attention_mask: For padded token ids, on either side: 1 at real tokens, 0 at padding,
+            `[prompts, pos]`. They are brought to the form of texts, padded on the left.
 
     Returns:
         The metric of every restored run, a mean over noise samples. `result.clean` is the run
@@ -108,7 +114,7 @@ def causal_trace(
         (('layer', 'pos'), '4:  France')
     """
     _check_noise(noise, samples)
-    tokens, mask = model.inputs_on_host(prompt)
+    tokens, mask = prompts_on_host(model, prompt, attention_mask)
     real = real_tokens(tokens, mask)
     places = positions_of(model, tokens, real, subject, "subject")
     scale = noise * embedding_std(model, reference)
@@ -117,6 +123,7 @@ def causal_trace(
     metric = _predicted(model, real, clean_final[::samples]) if metric is None else metric
     metric = as_metric(metric)
     metric.bind(model, tokens, mask)  # what is wrong with it is said of the prompts as given
+    positions = places_of(model, tokens, real, positions, spans)
     grid = make_grid(model.config, site, over, real, layers, heads, positions, window=window)
     about = {
         "site": as_given(site),
@@ -124,6 +131,7 @@ def causal_trace(
         "prompts": tokens.tolist(),
         "subject": places,
     }
+    about |= looked_up(positions)
     about |= {"noise": noise, "noise_std": scale, "samples": samples, "seed": seed}
     grid = replace(grid, columns=grid.columns.repeat_interleave(samples, 0))
     finals = (clean_final, base.final)

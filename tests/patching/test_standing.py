@@ -245,7 +245,7 @@ def test_an_ablation_is_one_at_the_end_of_the_list(site, over, mode):
         over,
         mode,
         None if mode == "zero" else reference,
-        by_position,
+        by_position and mode == "mean",
         METRIC,
         interventions=everything(),
         progress=False,

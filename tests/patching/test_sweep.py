@@ -267,7 +267,15 @@ def test_ablation_equals_a_whole_forward_pass(site, over, mode):
         return mean.expand(2, *values.shape[1:])
 
     result = ablate_sweep(
-        model, prompts, site, over, mode, reference, per_position, METRIC, progress=False
+        model,
+        prompts,
+        site,
+        over,
+        mode,
+        None if mode == "zero" else reference,
+        per_position and mode == "mean",
+        METRIC,
+        progress=False,
     )
     used = reference[other_prompts(prompts, reference, 0)].tolist()
     expected = naive_sweep(model, prompts, source, None, site, over, last_difference, columns)
@@ -468,7 +476,8 @@ def test_the_interval_covers_the_mean_and_narrows_with_its_level():
     ("changes", "message"),
     [
         ({"site": "resid"}, "there are embed"),
-        ({"over": ("layer", "head")}, "axes pos, d_model"),
+        ({"over": ("layer", "head")}, "axes pos, d_model.*have it: q, k, v"),
+        ({"memory_budget": "1GB"}, "a number of bytes"),
         ({"over": ("layer", "layer")}, "each once"),
         ({"over": ()}, "at least one"),
         ({"over": ("blocks",)}, "the axes are"),
@@ -541,3 +550,19 @@ def test_ablation_needs_a_reference_and_equal_lengths():
         ablate_sweep(model, prompts, mode="off", metric=METRIC)
     with pytest.raises(InputError, match="prompt 0 itself"):
         ablate_sweep(model, prompts, mode="resample", reference=prompts[:1], metric=METRIC)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "zero", "reference": "given"}, "no use for a reference"),
+        ({"mode": "zero", "per_position": True}, "goes with mode='mean'"),
+        ({"mode": "resample", "reference": "given", "per_position": True}, "goes with mode='mean'"),
+    ],
+)
+def test_what_an_ablation_would_ignore_is_refused(options, message):
+    model = make_model()
+    prompts, reference, _, _ = make_prompts()
+    options = options | ({"reference": reference} if "reference" in options else {})
+    with pytest.raises(InputError, match=message):
+        ablate_sweep(model, prompts, metric=METRIC, progress=False, **options)
