@@ -54,6 +54,11 @@ class Group:
     contiguous: bool = True
     changed: int | None = None
 
+    @property
+    def new(self) -> Tensor:
+        """The columns that may differ from the unpatched run's at the start of a block."""
+        return self.x if self.changed is None else self.x[:, : self.changed]
+
     def only(self, columns: Tensor) -> None:
         """Keep some columns, `[run, n]`; those before `first` become copies of it."""
         places = (columns - self.first).clamp(min=0)

@@ -99,7 +99,7 @@ class Wave:
         self._add_heads(flow, layer)
         self._join(flow, "attn_out", layer)
         for group in flow:
-            group.x = group.stream + group.x
+            group.x += group.stream
         if not block.pre_ln:
             self._map(flow, block.self_attn_layer_norm)
         self._join(flow, "resid_mid", layer)
@@ -114,7 +114,7 @@ class Wave:
         self._map(flow, block.fc2)
         self._join(flow, "mlp_out", layer)
         for group in flow:
-            group.x = group.stream + group.x
+            group.x += group.stream
         if not block.pre_ln:
             self._map(flow, block.final_layer_norm)
         self._join(flow, "resid_post", layer)
@@ -127,7 +127,7 @@ class Wave:
         norm = block.self_attn_layer_norm
         for group in flow:
             group.stream = group.x
-        new = [group.x[:, : group.changed] for group in flow]  # the rest is as recorded
+        new = [group.new for group in flow]  # the rest is as recorded
         if block.pre_ln:
             new = self._through(new, norm)
         self.recorded = {name: self._padded(self.base.values[name][layer]) for name in "kv"}
@@ -145,7 +145,7 @@ class Wave:
             for group in flow:
                 if self.reads.shape[1] < group.columns.shape[1]:
                     group.only(self.reads[group.prompts])
-            new = [group.x[:, : group.changed] for group in flow]
+            new = [group.new for group in flow]
             if block.pre_ln:
                 new = self._through(new, norm)
         for group, x in zip(flow, self._through(new, attention.q_proj), strict=True):
@@ -320,9 +320,12 @@ class Wave:
                 whole = self._recorded("resid_pre", layer, group)
                 whole[:, :width] = group.x
                 group.x = whole
+            group.site = "resid_pre"
             alike[group.first, group.changed].append(group)
         return [
-            Group(
+            groups[0]
+            if len(groups) == 1
+            else Group(
                 first,
                 [row for group in groups for row in group.rows],
                 torch.cat([group.prompts for group in groups]),
