@@ -49,7 +49,7 @@ class Placement:
     Attributes:
         devices: Part ("decoder.layers.3", "lm_head") to device, as text; also "disk".
         no_saving: Why the model cannot be saved, None if it can.
-        no_sweeps: Why patching sweeps do not run, None if they do.
+        no_attribution: Why attribution, circuits and path patching do not run, None if they do.
     """
 
     def __init__(self, devices: dict[str, str], note: object = None) -> None:
@@ -67,10 +67,10 @@ class Placement:
         # what is on the disk, or on the CPU beside a GPU, is computed on the main device
         lent = ("cpu", "disk") if lends else ()
         several = len({self.main if d in lent else d for d in devices.values()}) > 1
-        self.no_sweeps = (
-            "Patching sweeps and attribution need all blocks on one device, but this model is "
-            f'divided: {self}. Load it on one device, or with device_map="stream", which sweeps '
-            "too; record, run_with_cache, run_with_hooks and intervene work here."
+        self.no_attribution = (
+            "Attribution, circuits and path patching need all blocks on one device, but this model "
+            f'is divided: {self}. Load it on one device, or with device_map="stream"; here '
+            "patch_sweep, ablate_sweep, knockout_sweep, causal_trace, record and intervene work."
             if several
             else None
         )

@@ -24,7 +24,7 @@ from optlens.patching.base_run import ONCE, site_values
 from optlens.patching.gradients import GraphRun, differentiable_metric, graph_run
 from optlens.patching.grid import Grid, make_grid
 from optlens.patching.measure import AnyMetric
-from optlens.patching.pairs import denoises, paired_tokens, undisturbed
+from optlens.patching.pairs import check_undivided, denoises, paired_tokens, undisturbed
 from optlens.patching.places import Positions, looked_up, places_of
 from optlens.patching.result import PatchResult, paired_labels, token_labels
 from optlens.patching.sites import Site, as_given, names_of, site_named
@@ -98,6 +98,7 @@ def attribution_patch(
         >>> result.axes, len(result.values) == model.config.n_layers
         (('layer', 'head'), True)
     """
+    check_undivided(model)
     denoise = denoises(direction)
     _check_method(method, model.config.n_layers)
     metric = differentiable_metric(metric, at_clean=not denoise)

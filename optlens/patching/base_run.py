@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,8 +40,13 @@ class BaseRun:
 
     @cached_property
     def real(self) -> Tensor:
-        """True at real tokens, `[prompts, pos]`, where the run took place."""
+        """True at real tokens, `[prompts, pos]`, where the run ended."""
         return self.seen.to(self.final.device)
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where the blocks are."""
+        return {value.device for value in self.values["resid_pre"]}
 
 
 def site_values(
@@ -56,13 +62,7 @@ def site_values(
 
     Returns:
         The values, as in `BaseRun`, and the residual stream after the last block.
-
-    Raises:
-        InputError: If the model is divided among devices.
     """
-    reason = getattr(model.placement, "no_sweeps", None)
-    if reason is not None:
-        raise checks.InputError(reason)
     n_layers = model.config.n_layers
     hooks = {
         name: [get_act_name(name, None if name in ONCE else layer) for layer in range(n_layers)]
@@ -130,10 +130,19 @@ def both_runs(
     masks = None if mask is None else torch.cat([mask, mask])
     both = run_base(model, torch.cat([given, patched]), masks, site_names)
     first, second = slice(len(given)), slice(len(given), None)
-    sources = {name: [value[first] for value in both.values[name]] for name in site_names}
-    values = {name: [value[second] for value in layers] for name, layers in both.values.items()}
-    base = BaseRun(both.tokens[second], both.seen[second], both.padded, values, both.final[second])
-    return sources, both.final[first], base
+
+    def kept(part: slice, names: Iterable[str]) -> dict[str, list[Tensor]]:
+        # copies: of the first run most is not needed
+        return {name: [value[part].clone() for value in both.values[name]] for name in names}
+
+    base = BaseRun(
+        both.tokens[second],
+        both.seen[second],
+        both.padded,
+        kept(second, both.values),
+        both.final[second],
+    )
+    return kept(first, site_names), both.final[first], base
 
 
 def values_kept(site_names: set[str]) -> set[str]:

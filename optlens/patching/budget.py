@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,11 @@ def bytes_of(*runs: dict[str, list[Tensor]]) -> int:
 
 
 def portion_budget(
-    memory_budget: int | None, recorded: int, largest: int, device: torch.device, what: str
+    memory_budget: int | None,
+    recorded: int,
+    largest: int,
+    devices: Iterable[torch.device],
+    what: str,
 ) -> int:
     """Return the bytes that one portion of runs may take.
 
@@ -30,7 +36,7 @@ def portion_budget(
         memory_budget: What the user allows beside the weights; half of what is free unless given.
         recorded: Bytes that the recorded runs take.
         largest: Bytes of what cannot be divided, such as one patch of all prompts.
-        device: Where the runs take place.
+        devices: Where the runs take place; the one with least room counts.
         what: What that is, for the error.
 
     Raises:
@@ -38,8 +44,8 @@ def portion_budget(
         MemoryError: If the user allows less than is needed.
     """
     if memory_budget is None:
-        free = available_bytes(device)
-        return DEFAULT_BUDGET if free is None else free // 2
+        known = [free for free in map(available_bytes, devices) if free is not None]
+        return min(known) // 2 if known else DEFAULT_BUDGET
     if not isinstance(memory_budget, int | float) or isinstance(memory_budget, bool):
         raise checks.InputError(
             f"memory_budget={memory_budget!r}: give a number of bytes, such as 2 * 2**30 for two GiB."

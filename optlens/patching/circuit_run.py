@@ -21,7 +21,7 @@ from optlens.patching.base_run import site_values
 from optlens.patching.edge_graph import KINDS, Circuit
 from optlens.patching.edges import EdgeScores, graph_of, head_outputs, portions
 from optlens.patching.measure import AnyMetric
-from optlens.patching.pairs import paired_tokens, undisturbed
+from optlens.patching.pairs import check_undivided, paired_tokens, undisturbed
 from optlens.patching.result import PatchResult
 from optlens.recording import fingerprint
 
@@ -75,6 +75,7 @@ def faithfulness(
         raise checks.InputError(
             "Say what to measure: metric=optlens.metrics.logit_diff(' Mary', ' John'), for one."
         )
+    check_undivided(model)
     graph, metric = graph_of(model), as_metric(metric)
     circuits = _chosen(circuits, counts, how, graph)
     (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt, attention_mask)

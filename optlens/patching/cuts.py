@@ -17,22 +17,18 @@ class Cuts:
         keys: True at the columns of each set that they do not see, `[set, prompts, pos]`.
     """
 
-    def __init__(
-        self, queries: Tensor, keys: Tensor, real: Tensor, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, queries: Tensor, keys: Tensor, real: Tensor) -> None:
         """Keep the sets.
 
         Args:
             queries: As the attribute.
             keys: As the attribute.
             real: True at real tokens, `[prompts, pos]`; all three are on the CPU.
-            device: Where scores will be.
         """
-        queries, keys = queries & real, keys & real
-        self.queries, self.keys = queries.to(device), keys.to(device)
-        self._queries = queries.numpy()
+        self.queries, self.keys = queries & real, keys & real
+        self._queries = self.queries.numpy()
         # a query sees a key of the set if there is one at or before its own column
-        self._in_sight = keys.cumsum(-1).gt(0).numpy()
+        self._in_sight = self.keys.cumsum(-1).gt(0).numpy()
 
     def changed(self, query: int, key: int) -> np.ndarray:
         """Tell at which columns something is cut that was there, `[prompts, pos]`."""
@@ -50,6 +46,6 @@ class Cuts:
             prompt: The prompt of the run.
             columns: The columns that `scores` holds.
         """
-        here = self.queries[query, prompt][torch.as_tensor(columns, device=scores.device)]
+        here = self.queries[query, prompt][torch.as_tensor(columns)]
         cut = here[:, None] & self.keys[key, prompt]
-        scores.masked_fill_(cut.unsqueeze(1), -torch.inf)
+        scores.masked_fill_(cut.unsqueeze(1).to(scores.device), -torch.inf)

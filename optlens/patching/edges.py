@@ -23,7 +23,7 @@ from optlens.patching.base_run import site_values
 from optlens.patching.edge_graph import KINDS, Circuit, EdgeGraph, grown_from_end, strongest
 from optlens.patching.gradients import GraphRun, differentiable_metric, graph_run
 from optlens.patching.measure import AnyMetric
-from optlens.patching.pairs import paired_tokens, undisturbed
+from optlens.patching.pairs import check_undivided, paired_tokens, undisturbed
 from optlens.recording import fingerprint
 from optlens.weights import effective_weight
 
@@ -156,6 +156,7 @@ def edge_attribution(
         raise checks.InputError(f"method={method!r}: the methods are {', '.join(METHODS)}.")
     if steps < 1:
         raise checks.InputError(f"steps={steps}: the gradient is the mean of at least one run's.")
+    check_undivided(model)
     graph = graph_of(model)
     metric = differentiable_metric(metric, at_clean=method == "eap" or steps == 1)
     (clean_tokens, corrupt_tokens), mask = paired_tokens(model, clean, corrupt, attention_mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from optlens.patching.grid import Cell
@@ -58,6 +59,11 @@ class Group:
     def new(self) -> Tensor:
         """The columns that may differ from the unpatched run's at the start of a block."""
         return self.x if self.changed is None else self.x[:, : self.changed]
+
+    def go_to(self, device: torch.device) -> None:
+        """Move to the device of the next block."""
+        self.x, self.stream = self.x.to(device), None  # the stream was added
+        self.prompts, self.columns = self.prompts.to(device), self.columns.to(device)
 
     def only(self, columns: Tensor) -> None:
         """Keep some columns, `[run, n]`; those before `first` become copies of it."""

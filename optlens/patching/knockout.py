@@ -122,7 +122,7 @@ def knockout_sweep(
     }
     cells = _cells(over, choices, window, model.config.n_layers)
     columns = torch.empty(len(tokens), 0, dtype=torch.long)
-    cuts = Cuts(_at_columns(query_sets, real), _at_columns(key_sets, real), real, model.device)
+    cuts = Cuts(_at_columns(query_sets, real), _at_columns(key_sets, real), real)
     grid = Grid(tuple(over), {axis: choices[axis] for axis in over}, cells, columns, cuts)
     about = {"site": "attn_scores", "mode": "knockout", "window": window}
     about |= {"prompts": tokens.tolist()}

@@ -26,7 +26,7 @@ class Measure:
     Attributes:
         name: The metric as text.
         metric: The bound metric.
-        reads: The columns that it reads, `[prompts, n]`, on the model's device.
+        reads: The columns that it reads, `[prompts, n]`, on the device of the last block.
         ends: The metric of the clean and of the corrupt run, `[prompts]` each; None where there is
             no corrupt run.
         unpatched: The metric of the base run, `[prompts]`.
@@ -110,12 +110,12 @@ class Measure:
         tokens = self.metric.token_ids
         if tokens is None:
             return self.model.lm_head(hidden)
-        tokens = tokens.to(hidden.device)
-        if prompts is not None:
-            tokens = tokens[prompts]
+        tokens = tokens if prompts is None else tokens.to(prompts.device)[prompts]
         try:
             unembedding = effective_weight(self.model.lm_head)
         except TypeError:  # quantised: the module can be called, its matrix not be read
             logits = self.model.lm_head(hidden)
-            return logits.gather(2, tokens.unsqueeze(1).expand(-1, logits.shape[1], -1))
-        return hidden @ unembedding[tokens].transpose(1, 2)
+            tokens = tokens.to(logits.device).unsqueeze(1).expand(-1, logits.shape[1], -1)
+            return logits.gather(2, tokens)
+        chosen = unembedding[tokens.to(unembedding.device)]
+        return hidden.to(chosen.device) @ chosen.transpose(1, 2)

@@ -29,6 +29,17 @@ def denoises(direction: str) -> bool:
     return direction == "denoise"
 
 
+def check_undivided(model: OPTForCausalLM) -> None:
+    """Refuse a model whose blocks are on several devices.
+
+    Raises:
+        InputError: Saying what is where, and what works all the same.
+    """
+    reason = getattr(model.placement, "no_attribution", None)
+    if reason is not None:
+        raise checks.InputError(reason)
+
+
 @contextmanager
 def undisturbed(model: OPTForCausalLM) -> Iterator[None]:
     """Run a model without gradients and dropout, and insist that no hook function edits it.

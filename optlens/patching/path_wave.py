@@ -122,7 +122,7 @@ class PathWave:
             memory_budget,
             bytes_of(self.base.values, self.sources),
             max(map(len, entries.values()), default=0) * each,
-            self.base.final.device,
+            self.base.devices,
             "path",
         )
         most = max(1, min(MOST_TOKENS // length, left // each))

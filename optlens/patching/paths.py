@@ -22,7 +22,7 @@ from torch import Tensor
 from optlens.attention_mask import real_tokens
 from optlens.patching.base_run import BaseRun, site_values
 from optlens.patching.measure import AnyMetric, Measure
-from optlens.patching.pairs import denoises, paired_on_host, undisturbed
+from optlens.patching.pairs import check_undivided, denoises, paired_on_host, undisturbed
 from optlens.patching.path_nodes import lay_out, parse_receivers
 from optlens.patching.path_wave import PathRow, PathWave
 from optlens.patching.places import Positions, looked_up, places_of
@@ -106,6 +106,7 @@ def path_patch(
         >>> result.axes, tuple(result.values.shape)
         (('layer', 'head'), (5, 8))
     """
+    check_undivided(model)
     denoise = denoises(direction)
     (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt, attention_mask)
     parsed = parse_receivers(receivers, model.config)

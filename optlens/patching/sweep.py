@@ -197,7 +197,7 @@ class Sweep:
         length, recorded = base.tokens.shape[1], bytes_of(base.values, sources, held)
         patches = patches_of(self.rows, model.config, length, base.final.element_size(), more)
         largest = max((size for _, size in patches), default=0)
-        budget = portion_budget(memory_budget, recorded, largest, base.final.device, "patch")
+        budget = portion_budget(memory_budget, recorded, largest, base.devices, "patch")
         portions = list(chunks_of(patches, length, budget))
         self.patches, self.budget = patches, budget
         self.chunks = [rows for rows, _ in portions]

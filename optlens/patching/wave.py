@@ -72,8 +72,6 @@ class Wave:
             The residual stream after the last block at the columns that the metric reads,
             `[run, n, d_model]`, in the order of `rows`.
         """
-        prompts = self._index([row.prompt for row in rows])
-        final = self.base.final[prompts[:, None], self.reads[prompts]]
         place = {id(row): number for number, row in enumerate(rows)}
         self.windowed = any(len(row.cell.layers) > 1 for row in rows)
         self.starting: dict[tuple[int, str], list[Row]] = defaultdict(list)
@@ -81,10 +79,25 @@ class Wave:
             self.starting[row.layer, row.cell.site.name].append(row)
         flow: list[Group] = []
         for layer in range(min(row.layer for row in rows), self.n_layers):
+            self._go_to(self.base.values["resid_pre"][layer].device, flow)
             flow = self._block(layer, self._whole(layer, flow))
+        self._go_to(self.base.final.device, flow)
+        prompts = self._index([row.prompt for row in rows])
+        final = self.base.final[prompts[:, None], self.reads[prompts]]
         for group in flow:
             self._put(final, self._index([place[id(row)] for row in group.rows]), group)
         return final
+
+    def _go_to(self, device: torch.device, flow: list[Group]) -> None:
+        """Bring all that flows to a device; the blocks of a model may be divided among several."""
+        if device == self.device:
+            return
+        self.device = device
+        self.reads, self.real = self.reads.to(device), self.real.to(device)
+        self.key_columns = self.key_columns.to(device)
+        self.all_columns = self.key_columns[: self.length]
+        for group in flow:
+            group.go_to(device)
 
     # ---------------------------------------------------------------------------- one block
 
@@ -261,8 +274,9 @@ class Wave:
     def _recorded(self, name: str, layer: int, group: Group) -> Tensor:
         """Copy what the unpatched run had at a site, in a group's columns."""
         tokens = group.prompts[:, None] * self.length + group.columns
-        values = self.base.values[name][layer].flatten(0, 1)
-        return values.index_select(0, tokens.flatten()).unflatten(0, tokens.shape)
+        values = self.base.values[name][layer].flatten(0, 1)  # of the embedding: perhaps elsewhere
+        chosen = values.index_select(0, tokens.flatten().to(values.device))
+        return chosen.to(self.device).unflatten(0, tokens.shape)
 
     def _edit(self, group: Group, x: Tensor, name: str, layer: int) -> None:
         """Write a site's patched values into a group's value of that site, in place."""

@@ -28,14 +28,17 @@ from optlens.checkpoints.matching import places_of
 from optlens.checkpoints.read import Weights
 from optlens.config import OPTConfig
 from optlens.footprint import module_bytes
-from optlens.interventions import Ablate, Patch, Steer
+from optlens.interventions import Ablate, Patch, Scale, Steer
 from optlens.model import OPTForCausalLM
+from optlens.patching.sites import SITES
 from optlens.recorder import Recorder
 from optlens.recording import fingerprint
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+TOKENS = torch.tensor([[2, 5, 6, 9], [2, 5, 7, 9]]), torch.tensor([[2, 8, 6, 9], [2, 8, 7, 9]])
 METRIC = optlens.metrics.logit_diff(" Mary", " John")
+METRIC_OF_IDS = optlens.metrics.logit_diff(7, 8)
 
 
 def load(folder: Path, **options) -> OPTForCausalLM:
@@ -223,9 +226,13 @@ def test_bin_files_have_no_parts_on_the_disk(tmp_path: Path):
 
 
 def on_fake_gpus(
-    monkeypatch: pytest.MonkeyPatch, config: OPTConfig, n_gpus: int, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
+    config: OPTConfig,
+    n_gpus: int,
+    dtype: torch.dtype,
+    device_map: dict[str, str] | None = None,
 ) -> OPTForCausalLM:
-    """Return a model divided among fake GPUs; call it in a FakeTensorMode."""
+    """Return a model divided among fake GPUs, evenly or as told; call it in a FakeTensorMode."""
     # fake tensors all have the address 0, by which accelerate knows tied weights
     monkeypatch.setattr("accelerate.big_modeling.find_tied_parameters", lambda model: [])
     model = empty_model(OPTForCausalLM, config).eval()
@@ -233,7 +240,7 @@ def on_fake_gpus(
     gpus = {f"cuda:{n}": None for n in range(n_gpus)}
     modules = module_bytes(config, dtype.itemsize)
     found = balanced(Demand(modules, 0, 0, 0, tied=config.tie_word_embeddings), list(gpus), gpus)
-    devices = spell_out(found.device_map, units_of(places))
+    devices = spell_out(device_map or found.device_map, units_of(places))
     assert set(devices.values()) == set(gpus)
     for unit, names in units_of(places).items():
         for name in names:
@@ -361,13 +368,89 @@ def test_without_accelerates_hooks_the_rehearsal_fails(monkeypatch):
             on_fake_gpus(monkeypatch, config, 2, torch.float32)
 
 
-def test_sweeps_of_a_divided_model_are_refused():
+@pytest.mark.placement
+@needs_cuda_build
+@pytest.mark.parametrize("n_gpus", [2, 3, 4])
+@pytest.mark.parametrize("site", [*SITES])
+def test_66b_is_swept_on_several(monkeypatch, n_gpus: int, site: str):
+    monkeypatch.setattr("optlens.patching.budget.available_bytes", lambda device: None)
+    with FakeGpus(), torch.no_grad():
+        config = OPTConfig.from_name("66b", num_hidden_layers=8)
+        model = on_fake_gpus(monkeypatch, config, n_gpus, torch.float16)
+        over = ("pos",) if site == "embed" else ("layer", "pos")
+        options = {"metric": optlens.metrics.logit_diff(7, 8), "progress": False}
+        result = optlens.patch_sweep(model, *TOKENS, site, over, **options)
+        assert result.values.shape == ((4,) if site == "embed" else (8, 4))
+
+
+@pytest.mark.placement
+@needs_cuda_build
+def test_every_kind_of_sweep_runs_on_several(monkeypatch):
+    monkeypatch.setattr("optlens.patching.budget.available_bytes", lambda device: None)
+    with FakeGpus(), torch.no_grad():
+        config = tiny_config(num_hidden_layers=4)
+        model = on_fake_gpus(monkeypatch, config, 3, torch.float32)
+        clean, corrupt = TOKENS
+        edits = [Ablate("z", layer=3, head=1), Scale("mlp_out", layer=1, factor=0.5)]
+        for metric in (optlens.metrics.logit_diff(7, 8), optlens.metrics.kl(), lambda x: x.mean()):
+            options = {"metric": metric, "progress": False}
+            for more in ({}, {"window": 3}, {"interventions": edits}, {"memory_budget": 10**6}):
+                result = optlens.patch_sweep(
+                    model, clean, corrupt, "z", ("layer", "head"), **options, **more
+                )
+                assert result.values.shape == (4, 4)
+            for mode in ("zero", "mean", "resample"):
+                reference = None if mode == "zero" else corrupt
+                result = optlens.ablate_sweep(
+                    model, clean, mode=mode, reference=reference, **options
+                )
+                assert result.values.shape == (4, 4)
+        cut = optlens.knockout_sweep(model, clean, METRIC_OF_IDS, progress=False)
+        assert cut.values.shape == (4, 4)
+        # noise is measured in the spread of embeddings, of which fakes have none
+        monkeypatch.setattr("optlens.patching.tracing.embedding_std", lambda *given: 1.0)
+        traced = optlens.causal_trace(
+            model, clean[:1], [1], METRIC_OF_IDS, samples=2, progress=False
+        )
+        assert traced.values.shape[0] == 4
+
+
+@pytest.mark.placement
+@needs_cuda_build
+def test_embeddings_apart_from_all_blocks_are_swept(monkeypatch):
+    monkeypatch.setattr("optlens.patching.budget.available_bytes", lambda device: None)
+    with FakeGpus(), torch.no_grad():
+        apart = {
+            "decoder.embed_tokens": "cuda:0",
+            "decoder.embed_positions": "cuda:0",
+            "decoder.final_layer_norm": "cuda:1",
+            "decoder.layers": "cuda:1",
+            "lm_head": "cuda:0",
+        }
+        config = tiny_config(num_hidden_layers=2)
+        model = on_fake_gpus(monkeypatch, config, 2, torch.float32, apart)
+        for metric in (METRIC_OF_IDS, optlens.metrics.kl()):
+            result = optlens.patch_sweep(
+                model, *TOKENS, "embed", ("pos",), metric=metric, progress=False
+            )
+            assert result.values.shape == (4,)
+
+
+def test_attribution_in_a_divided_model_is_refused():
     placement = Placement({"decoder.embed_tokens": "cuda:0", "decoder.layers.0": "cuda:1"})
     model = optlens.load(demo.path(), device="cpu")
     model.placement = placement
-    with pytest.raises(optlens.checks.InputError, match="need all blocks on one device.*stream"):
-        optlens.patch_sweep(model, CLEAN, CORRUPT, "z", ("layer", "head"), METRIC)
+    for run in (
+        lambda: optlens.attribution_patch(model, CLEAN, CORRUPT, "z", ("layer", "head"), METRIC),
+        lambda: optlens.path_patch(model, CLEAN, CORRUPT, metric=METRIC),
+        lambda: optlens.edge_attribution(model, CLEAN, CORRUPT, METRIC),
+        lambda: optlens.faithfulness(model, CLEAN, CORRUPT, [], METRIC),
+    ):
+        with pytest.raises(
+            optlens.checks.InputError, match="need all blocks on one device.*stream"
+        ):
+            run()
     lent = Placement({"decoder.embed_tokens": "cuda:0", "decoder.layers.0": "cpu"})
-    assert lent.no_sweeps is None and lent.no_saving is not None  # computed on the GPU
+    assert lent.no_attribution is None and lent.no_saving is not None  # computed on the GPU
     apart = Placement({"decoder.embed_tokens": "cpu", "decoder.layers.0": "cuda:0"})
-    assert apart.no_sweeps is not None and apart.no_saving is None
+    assert apart.no_attribution is not None and apart.no_saving is None

@@ -16,10 +16,16 @@ def test_values_that_share_memory_are_counted_once():
 @pytest.mark.parametrize(("free", "expected"), [(1000, 500), (None, DEFAULT_BUDGET)])
 def test_half_of_what_is_free_is_taken_unless_told(free, expected, monkeypatch):
     monkeypatch.setattr("optlens.patching.budget.available_bytes", lambda device: free)
-    assert portion_budget(None, 10, 5000, torch.device("cpu"), "patch") == expected
+    assert portion_budget(None, 10, 5000, [torch.device("cpu")], "patch") == expected
+
+
+def test_of_several_devices_the_one_with_least_room_counts(monkeypatch):
+    free = {torch.device("cuda:0"): 1000, torch.device("cuda:1"): 600, torch.device("meta"): None}
+    monkeypatch.setattr("optlens.patching.budget.available_bytes", free.__getitem__)
+    assert portion_budget(None, 10, 5000, list(free), "patch") == 300
 
 
 def test_what_is_allowed_includes_the_recorded_runs():
-    assert portion_budget(100, 60, 40, torch.device("cpu"), "patch") == 40
+    assert portion_budget(100, 60, 40, [torch.device("cpu")], "patch") == 40
     with pytest.raises(MemoryError, match="recorded runs take 60.*one patch 41"):
-        portion_budget(100, 60, 41, torch.device("cpu"), "patch")
+        portion_budget(100, 60, 41, [torch.device("cpu")], "patch")
