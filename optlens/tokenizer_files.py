@@ -34,6 +34,7 @@ _NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
+_NO_MERGE = ("", "#version")  # how lines of merges.txt begin that hold none
 _OLDER_FILE = "added_tokens.json"
 _MORE_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 # True of the folder that was read, but not of the one that is written.
@@ -70,29 +71,34 @@ def _read_json_if_there(path: Path) -> dict[str, Any]:
 def _read_vocab(path: Path) -> dict[str, int]:
     """Return vocab.json as token to id; raise when it does not give each token its own id."""
     vocab = _read_json(path)
-    for token, index in vocab.items():
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-            raise ValueError(f"{path}: token {token!r} has id {index!r}, expected an integer >= 0.")
-    if not vocab or len(set(vocab.values())) < len(vocab):
+    kinds = set(map(type, vocab.values()))
+    ids = set(vocab.values()) if kinds == {int} else set()
+    if kinds != {int} or min(ids) < 0:  # only then go through them one by one
+        for token, index in vocab.items():
+            if type(index) is not int or index < 0:
+                raise ValueError(
+                    f"{path}: token {token!r} has id {index!r}, expected an integer >= 0."
+                )
+    if not vocab or len(ids) < len(vocab):
         raise ValueError(f"{path} must hold at least one token and give each an id of its own.")
     return vocab
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Return the merges of merges.txt, in order; raise naming the line that is not a pair."""
-    merges = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        if not line or line.startswith("#version"):
-            continue
-        pair = line.split(" ")
-        if len(pair) != 2:
-            raise ValueError(f"{path}, line {number}: {line!r} is not two tokens and one space.")
-        merges.append((pair[0], pair[1]))
+    lines = _read_text(path).splitlines()
+    merges = [tuple(line.split(" ")) for line in lines if line[:8] not in _NO_MERGE]
+    if set(map(len, merges)) - {2}:  # only then go through them one by one
+        for number, line in enumerate(lines, start=1):
+            if line[:8] not in _NO_MERGE and line.count(" ") != 1:
+                raise ValueError(
+                    f"{path}, line {number}: {line!r} is not two tokens and one space."
+                )
     return merges
 
 
-def build_bpe(vocab: Path, merges: Path, add_prefix_space: bool = False) -> Tokenizer:
-    """Build a byte-level BPE from vocab.json and merges.txt.
+def build_bpe(vocab: Path, merges: Path, add_prefix_space: bool = False) -> tuple[Tokenizer, int]:
+    """Build a byte-level BPE from vocab.json and merges.txt; return it and its largest id.
 
     Raises:
         ValueError: If a file is damaged or the two do not belong together; the file is named.
@@ -105,7 +111,7 @@ def build_bpe(vocab: Path, merges: Path, add_prefix_space: bool = False) -> Toke
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    return tokenizer, max(tokens.values())
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -151,8 +157,8 @@ def _check_tokens(settings: dict[str, Any]) -> None:
             raise ValueError(f"{key} is {entry!r}, expected a token's text, or a table with one.")
 
 
-def read_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return a checkpoint folder's tokenizer and its settings.
+def read_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any], int | None]:
+    """Return a checkpoint folder's tokenizer, its settings, and the largest id where it is known.
 
     The settings have the keys of tokenizer_config.json, and `bos_token_id` and the like if the
     model's config.json gives them.
@@ -168,7 +174,7 @@ def read_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     if os.path.lexists(path):
         text = _read_text(path)
         try:
-            return Tokenizer.from_str(text), settings
+            return Tokenizer.from_str(text), settings, None
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"{path} holds no tokenizer ({error}). Fetch it again.") from error
     missing = [name for name in ("vocab.json", "merges.txt") if not os.path.lexists(folder / name)]
@@ -179,7 +185,8 @@ def read_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
             f"Missing: {' and '.join(missing)}; found: {found}."
         )
     prefix = bool(settings.get("add_prefix_space"))
-    return build_bpe(folder / "vocab.json", folder / "merges.txt", prefix), settings
+    tokenizer, last_id = build_bpe(folder / "vocab.json", folder / "merges.txt", prefix)
+    return tokenizer, settings, last_id
 
 
 def _added_token(entry: str | dict[str, Any], special: bool) -> AddedToken:

@@ -322,7 +322,11 @@ def test_a_folder_that_is_missing_or_no_checkpoint(tmp_path, tiny_folder):
         ("vocab.json", b"{}", "at least one token"),
         ("vocab.json", b'{"a": 1, "b": 1}', "an id of its own"),
         ("vocab.json", b'{"a": "1"}', "token 'a' has id '1'"),
+        ("vocab.json", b'{"a": 0, "b": -1}', "token 'b' has id -1, expected an integer >= 0"),
+        ("vocab.json", b'{"a": 0, "b": true}', "token 'b' has id True"),
+        ("vocab.json", b'{"a": [0]}', r"token 'a' has id \[0\]"),
         ("merges.txt", b"#version: 0.2\nh e\nhe\n", "line 3: 'he'"),
+        ("merges.txt", b"h e\n\nh e r\n", "line 3: 'h e r'"),
         ("merges.txt", b"h e\nq z\n", "does not belong to .*vocab.json"),
         ("tokenizer.json", b'{"model": {', "holds no tokenizer"),
         ("tokenizer_config.json", b"<html>", "not valid JSON"),
@@ -375,6 +379,13 @@ def test_a_vocabulary_larger_than_the_embedding(tiny_folder):
     OPTTokenizer.from_folder(tiny_folder, n_rows=266)
     with pytest.raises(ValueError, match="ids up to 265, the model's embedding only 265 rows"):
         OPTTokenizer.from_folder(tiny_folder, n_rows=265)
+
+
+def test_an_added_token_beyond_the_embedding(tiny_folder):
+    write_json(tiny_folder, "added_tokens.json", {"<bot>": 266})
+    OPTTokenizer.from_folder(tiny_folder, n_rows=267)
+    with pytest.raises(ValueError, match="ids up to 266, the model's embedding only 266 rows"):
+        OPTTokenizer.from_folder(tiny_folder, n_rows=266)
 
 
 def test_another_kind_of_tokenizer_is_refused():

@@ -36,6 +36,7 @@ from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_
 from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype, weight_bytes
 from optlens.checkpoints.quantize import Quantization, check_quantize
 from optlens.checkpoints.read import Weights
+from optlens.checkpoints.readers import read_tensors
 from optlens.checkpoints.streaming import stream
 from optlens.config import OPTConfig
 from optlens.progress import progress_bar
@@ -43,9 +44,6 @@ from optlens.tokenizer import OPTTokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# After so many bytes of converted tensors the file's own pages are given back. That is less than
-# the largest tensor of any published OPT, so the peak stays at "weights and one tensor".
-_RELEASE_BYTES = 16 * 2**20
 # A folder with one of these means to have a tokenizer.
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
 
@@ -109,11 +107,11 @@ def load_model(
     config = read_config(folder)
     for field, value in (config_fields or {}).items():
         setattr(config, field, value)
-    # The tokenizer's files are read while weights are converted, which leaves Python's lock free.
     with _no_garbage_collection(), ThreadPoolExecutor(1, "optlens-tokenizer") as aside:
-        tokenizer = aside.submit(_read_tokenizer, folder, config)
         weights = Weights(find_layout(folder))
         model, places, stored = build_and_match(cls, config, weights)
+        # The tokenizer's files are read while weights are converted, which leaves Python's lock free.
+        tokenizer = aside.submit(_read_tokenizer, folder, config)
         new = {name: places.pop(name) for name in list(places) if name not in stored}
         if device_map not in (None, "stream"):
             devices, target_device, target_dtype = resolve(
@@ -229,26 +227,21 @@ def _fill(
 ) -> None:
     """Read every tensor that does not stay on the "disk", and put it where it belongs."""
     parameter_of = {name: p for p, name in stored.items() if device_of[p] != "disk"}
-    read_since_release = 0
+    wanted = {name: (device_of[p], dtype) for name, p in parameter_of.items()}
     # The delay keeps the bar away from loads that are over before anyone could read it.
-    total = sum(weights.n_bytes(name) for name in parameter_of)
+    total = sum(map(weights.n_bytes, parameter_of))
     look = {"desc": "Loading weights", "unit": "B", "unit_scale": True, "delay": 1}
     with progress_bar(total, progress, **look) as bar:
-        for name in weights.by_file(list(parameter_of)):
-            tensor = weights.tensor(name)
-            parameter = parameter_of[name]
-            placed = tensor.to(device_of[parameter]).to(dtype).contiguous()
-            if placed is not tensor or weights.merges:
-                read_since_release += tensor.nbytes
-            at = places[parameter]
-            _put(at, placed)
+
+        def put(name: str, tensor: Tensor) -> None:
+            at = places[parameter_of[name]]
+            _put(at, tensor)
             if quantization is not None:
                 quantization.after(at[0][0])
-            del tensor, placed
-            if read_since_release > _RELEASE_BYTES:
-                weights.release()
-                read_since_release = 0
             bar.update(weights.n_bytes(name))
+
+        # Readers ahead of the quantisation would have unquantised matrices wait for it in memory.
+        read_tensors(weights, wanted, put, n_readers=None if quantization is None else 1)
 
 
 def _put(at: list[tuple[nn.Module, str]], tensor: Tensor) -> None:
@@ -257,7 +250,7 @@ def _put(at: list[tuple[nn.Module, str]], tensor: Tensor) -> None:
     requires_grad = getattr(module, attribute).requires_grad
     parameter = nn.Parameter(tensor, requires_grad=requires_grad)
     for module, attribute in at:
-        setattr(module, attribute, parameter)
+        module._parameters[attribute] = parameter  # it is a parameter already, without values
 
 
 def _draw_head(places: Places, model: nn.Module, source: str | os.PathLike) -> None:

@@ -138,7 +138,7 @@ class StoredTensors:
                 while (found := read_one(buffer)) is not None:
                     raw, target = found
                     if raw is not target:
-                        _convert(raw, target)
+                        convert(raw, target)
             except BaseException:
                 given_up.set()
                 raise
@@ -148,7 +148,7 @@ class StoredTensors:
         if not any(self._converts(name, target) for name, target in targets.items()):
             work()
             return
-        with ThreadPoolExecutor(2, "optlens-read", _stay_on_one_core) as pool:
+        with ThreadPoolExecutor(2, "optlens-read", stay_on_one_core) as pool:
             both = [pool.submit(work), pool.submit(work)]
             try:
                 for each in both:
@@ -206,18 +206,19 @@ def _openmp() -> ctypes.CDLL:
     return ctypes.CDLL(torch._C.__file__)  # knows the OpenMP that PyTorch came with
 
 
-def _stay_on_one_core() -> None:
+def stay_on_one_core() -> None:
     """Have what PyTorch computes in this thread not be divided among threads.
 
     `torch.set_num_threads` would say so for every thread that begins later, too. Where OpenMP is
-    not to be found nothing changes, and `_convert` goes on in small steps.
+    not to be found nothing changes, and `convert` goes on in small steps.
     """
     torch.get_num_threads()  # this is when a new thread is told the common number
     with suppress(OSError, AttributeError):
         _openmp().omp_set_num_threads(1)
 
 
-def _convert(raw: Tensor, target: Tensor) -> None:
+def convert(raw: Tensor, target: Tensor) -> None:
+    """Copy flat numbers into a target of another dtype, in a thread that stays alone."""
     if target.device.type != "cpu" or torch.get_num_threads() == 1:
         target.copy_(raw)
         return

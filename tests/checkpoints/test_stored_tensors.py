@@ -88,7 +88,7 @@ def converting(tmp_path: Path, monkeypatch) -> tuple[StoredTensors, dict[str, to
 
 def test_one_thread_converts_while_another_reads(tmp_path: Path, monkeypatch):
     tensors, targets = converting(tmp_path, monkeypatch)
-    both, convert, seen = threading.Barrier(2, timeout=20), stored_tensors._convert, []
+    both, convert, seen = threading.Barrier(2, timeout=20), stored_tensors.convert, []
 
     def meeting(raw: torch.Tensor, target: torch.Tensor) -> None:
         seen.append(threading.current_thread().name)
@@ -96,7 +96,7 @@ def test_one_thread_converts_while_another_reads(tmp_path: Path, monkeypatch):
             both.wait()  # broken if no other thread comes to convert something else
         convert(raw, target)
 
-    monkeypatch.setattr(stored_tensors, "_convert", meeting)
+    monkeypatch.setattr(stored_tensors, "convert", meeting)
     tensors.fill(targets)
     assert len(set(seen)) == 2
     expected = Weights(find_layout(tmp_path))
@@ -123,14 +123,14 @@ def test_an_error_in_either_thread_ends_both(tmp_path: Path, monkeypatch, after:
 
 @pytest.mark.usefixtures("two_threads")
 def test_reading_threads_compute_alone_and_change_nothing_for_others(tmp_path, monkeypatch):
-    inside, convert = set(), stored_tensors._convert
+    inside, convert = set(), stored_tensors.convert
     tensors, targets = converting(tmp_path, monkeypatch)
 
     def noting(raw: torch.Tensor, target: torch.Tensor) -> None:
         inside.add(torch.get_num_threads())
         convert(raw, target)
 
-    monkeypatch.setattr(stored_tensors, "_convert", noting)
+    monkeypatch.setattr(stored_tensors, "convert", noting)
     tensors.fill(targets)
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2

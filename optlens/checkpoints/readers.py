@@ -1,0 +1,165 @@
+"""Reading a checkpoint's tensors by several threads at once, converted on the way.
+
+Loading with a conversion is mostly the system's work: it fetches new memory page by page, in the
+thread that writes there first. So the readers share the tensors out in parts, each converts its own
+without help from PyTorch's other threads, and no reader waits for another. A part is written by one
+reader, by the same operation as in one thread, so the values do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from optlens.checkpoints.read import Weights
+from optlens.checkpoints.stored_tensors import convert, stay_on_one_core
+
+# So much of a tensor is converted at a time: long enough that a reader is at work while others hold
+# Python's lock, as the tokenizer does for 0.05 s; short enough that an interrupt is felt at once.
+PART_BYTES = 16 * 2**20
+# After so many bytes of converted tensors the file's own pages are given back. What readers are still
+# at work on keeps those of the time before, too; twice this is less than the largest tensor of any
+# published OPT, so the peak stays at "weights and one tensor".
+_RELEASE_BYTES = 8 * 2**20
+# More would wait for the memory and the disk, not for each other.
+_MOST_READERS = 4
+
+Target = tuple[torch.device | str, torch.dtype]
+
+
+class _Whole:
+    """A tensor that is being made from parts."""
+
+    def __init__(self, name: str, tensor: Tensor, n_parts: int) -> None:
+        self.name, self.tensor, self.left = name, tensor, n_parts
+
+
+class _Part(NamedTuple):
+    """Stored numbers, and the part of a tensor that they become."""
+
+    whole: _Whole
+    source: Tensor
+    target: Tensor
+
+    def read(self) -> None:
+        if self.source is not self.target:
+            convert(self.source, self.target)
+
+
+def read_tensors(
+    weights: Weights,
+    wanted: Mapping[str, Target],
+    put: Callable[[str, Tensor], None],
+    n_readers: int | None = None,
+) -> None:
+    """Read tensors, each into the device and dtype that is wanted, and hand them over.
+
+    What has its dtype already and stays on the CPU is handed over as it is mapped from the file.
+
+    Args:
+        weights: The checkpoint.
+        wanted: Canonical name of a stored tensor -> where it is to be and in which dtype.
+        put: Called with name and tensor, in the calling thread, in any order of the names.
+        n_readers: How many threads convert. None for as many as PyTorch computes with, at most 4;
+            with one, nothing is read before `put` has returned for the tensor before.
+
+    Raises:
+        CheckpointError: If a file cannot be read. All readers have ended then.
+    """
+    parts = _parts(weights, wanted)
+    if n_readers is None:
+        n_readers = min(torch.get_num_threads(), _MOST_READERS)
+    if n_readers == 1 or not any(_is_converted(weights, *item) for item in wanted.items()):
+        for part in parts:
+            if part.source is not part.target:
+                part.target.copy_(part.source)  # by all of PyTorch's threads
+            part.whole.left -= 1
+            if not part.whole.left:
+                put(part.whole.name, part.whole.tensor)
+            del part  # frees the tensor, if nobody has kept it, before the next one is read
+    else:
+        _Readers(parts).run(len(wanted), put, n_readers)
+
+
+def _is_converted(weights: Weights, name: str, target: Target) -> bool:
+    """Tell whether a reader has to convert a tensor on the CPU."""
+    device, dtype = target
+    return torch.device(device).type == "cpu" and weights.specs[name].dtype != dtype
+
+
+def _parts(weights: Weights, wanted: Mapping[str, Target]) -> Iterator[_Part]:
+    """Divide what is to be read, in the order of the files; give their pages back meanwhile."""
+    read_since_release = 0
+    for name in weights.by_file(list(wanted)):
+        device, dtype = wanted[name]
+        source = weights.tensor(name)
+        n_bytes = source.nbytes
+        if _is_converted(weights, name, wanted[name]) and source.is_contiguous():
+            target = torch.empty(source.shape, dtype=dtype, device="cpu")
+            sources, targets = (
+                tensor.view(-1).split(PART_BYTES // source.itemsize) for tensor in (source, target)
+            )
+            whole = _Whole(name, target, len(sources))
+            del source, target
+            yield from map(_Part, [whole] * len(sources), sources, targets)
+            del sources, targets, whole
+            read_since_release += n_bytes
+        else:
+            placed = source.to(device).to(dtype).contiguous()
+            read_since_release += n_bytes if placed is not source or weights.merges else 0
+            del source
+            yield _Part(_Whole(name, placed, 1), placed, placed)
+            del placed
+        if read_since_release > _RELEASE_BYTES:
+            weights.release()
+            read_since_release = 0
+
+
+class _Readers:
+    """Threads that take turns in finding a part, and convert their parts at the same time."""
+
+    def __init__(self, parts: Iterator[_Part]) -> None:
+        self._parts = parts
+        self._turn = threading.Lock()
+        self._given_up = threading.Event()
+        self._done: SimpleQueue[_Whole | BaseException] = SimpleQueue()
+
+    def run(self, n_tensors: int, put: Callable[[str, Tensor], None], n_readers: int) -> None:
+        """Hand over all tensors; an error of a reader is raised here, when all have ended."""
+        with ThreadPoolExecutor(n_readers, "optlens-read", stay_on_one_core) as pool:
+            try:
+                for _ in range(n_readers):
+                    pool.submit(self._read)
+                for _ in range(n_tensors):
+                    found = self._done.get()
+                    if isinstance(found, BaseException):
+                        raise found
+                    put(found.name, found.tensor)
+                    del found
+            finally:  # after an error or an interrupt the others stop at their next part
+                self._given_up.set()
+
+    def _read(self) -> None:
+        try:
+            while (part := self._next()) is not None:
+                part.read()
+                self._finish(part.whole)
+                del part
+        except BaseException as error:  # raised where the tensors are waited for
+            self._done.put(error)
+
+    def _next(self) -> _Part | None:
+        with self._turn:
+            return None if self._given_up.is_set() else next(self._parts, None)
+
+    def _finish(self, whole: _Whole) -> None:
+        with self._turn:
+            whole.left -= 1
+            if not whole.left:
+                self._done.put(whole)
