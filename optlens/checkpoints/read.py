@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -161,9 +163,13 @@ class TorchFile:
         """Return the first part of the file that differs from the checksum stored with it."""
         try:
             with zipfile.ZipFile(self.path) as archive:
-                if not any(entry.CRC for entry in archive.infolist()):
+                entries = archive.infolist()
+                if not any(entry.CRC for entry in entries):
                     return None  # written with PyTorch's checksums switched off
-                return archive.testzip()
+                with ThreadPoolExecutor(min(torch.get_num_threads(), 4)) as pool:
+                    intact = pool.map(partial(_is_intact, archive), entries)
+                    pairs = zip(entries, intact, strict=True)
+                    return next((entry.filename for entry, good in pairs if not good), None)
         except Exception as error:  # a damaged directory makes zipfile fail in many ways
             raise self._unreadable(str(error)) from error
 
@@ -201,6 +207,17 @@ class TorchFile:
     def tensor(self, name: str) -> torch.Tensor:
         """Return a stored tensor; mapped from the file if that is a zip file."""
         return self._tensors[name].detach()
+
+
+def _is_intact(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    """Tell whether a part of a zip file has the checksum that is stored with it."""
+    try:
+        with archive.open(entry) as part:
+            while part.read(2**20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 class Weights:
@@ -270,6 +287,10 @@ class Weights:
     def merges(self) -> bool:
         """Whether tensors are put together from several files, and so are never mapped."""
         return self.layout.format == "metaseq" and len(self.layout.files) > 1
+
+    def is_mapped(self, name: str) -> bool:
+        """Tell whether a tensor comes out as a view of its file, mapped into memory."""
+        return not self.merges and self._file(self._where[name][0]).mapped
 
     def where(self, name: str) -> str:
         """Return file and stored name of a tensor, for a message."""

@@ -17,16 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from optlens.checkpoints.mapped_pages import hand_back
 from optlens.checkpoints.read import Weights
 from optlens.checkpoints.stored_tensors import convert, stay_on_one_core
 
 # So much of a tensor is converted at a time: long enough that a reader is at work while others hold
 # Python's lock, as the tokenizer does for 0.05 s; short enough that an interrupt is felt at once.
 PART_BYTES = 16 * 2**20
-# After so many bytes of converted tensors the file's own pages are given back. What readers are still
-# at work on keeps those of the time before, too; twice this is less than the largest tensor of any
-# published OPT, so the peak stays at "weights and one tensor".
-_RELEASE_BYTES = 8 * 2**20
+# Tensors that are put together from several files leave these in memory: after so many bytes they are
+# closed and opened again. That is less than the largest tensor of any published OPT.
+_RELEASE_BYTES = 16 * 2**20
 # More would wait for the memory and the disk, not for each other.
 _MOST_READERS = 4
 
@@ -34,10 +34,10 @@ Target = tuple[torch.device | str, torch.dtype]
 
 
 class _Whole:
-    """A tensor that is being made from parts."""
+    """A tensor that is being made from parts, which may be mapped from a file."""
 
-    def __init__(self, name: str, tensor: Tensor, n_parts: int) -> None:
-        self.name, self.tensor, self.left = name, tensor, n_parts
+    def __init__(self, name: str, tensor: Tensor, n_parts: int, is_mapped: bool = False) -> None:
+        self.name, self.tensor, self.left, self.is_mapped = name, tensor, n_parts, is_mapped
 
 
 class _Part(NamedTuple):
@@ -47,9 +47,11 @@ class _Part(NamedTuple):
     source: Tensor
     target: Tensor
 
-    def read(self) -> None:
+    def read(self, convert: Callable[[Tensor, Tensor], None]) -> None:
         if self.source is not self.target:
             convert(self.source, self.target)
+            if self.whole.is_mapped:
+                hand_back(self.source)
 
 
 def read_tensors(
@@ -77,8 +79,7 @@ def read_tensors(
         n_readers = min(torch.get_num_threads(), _MOST_READERS)
     if n_readers == 1 or not any(_is_converted(weights, *item) for item in wanted.items()):
         for part in parts:
-            if part.source is not part.target:
-                part.target.copy_(part.source)  # by all of PyTorch's threads
+            part.read(lambda source, target: target.copy_(source))  # by all of PyTorch's threads
             part.whole.left -= 1
             if not part.whole.left:
                 put(part.whole.name, part.whole.tensor)
@@ -94,7 +95,7 @@ def _is_converted(weights: Weights, name: str, target: Target) -> bool:
 
 
 def _parts(weights: Weights, wanted: Mapping[str, Target]) -> Iterator[_Part]:
-    """Divide what is to be read, in the order of the files; give their pages back meanwhile."""
+    """Divide what is to be read, in the order of the files."""
     read_since_release = 0
     for name in weights.by_file(list(wanted)):
         device, dtype = wanted[name]
@@ -105,17 +106,19 @@ def _parts(weights: Weights, wanted: Mapping[str, Target]) -> Iterator[_Part]:
             sources, targets = (
                 tensor.view(-1).split(PART_BYTES // source.itemsize) for tensor in (source, target)
             )
-            whole = _Whole(name, target, len(sources))
+            whole = _Whole(name, target, len(sources), weights.is_mapped(name))
             del source, target
             yield from map(_Part, [whole] * len(sources), sources, targets)
             del sources, targets, whole
-            read_since_release += n_bytes
         else:
             placed = source.to(device).to(dtype).contiguous()
-            read_since_release += n_bytes if placed is not source or weights.merges else 0
+            elsewhere = placed.device != source.device or placed.data_ptr() != source.data_ptr()
+            if elsewhere and source.is_contiguous() and weights.is_mapped(name):
+                hand_back(source)
             del source
             yield _Part(_Whole(name, placed, 1), placed, placed)
             del placed
+        read_since_release += n_bytes if weights.merges else 0
         if read_since_release > _RELEASE_BYTES:
             weights.release()
             read_since_release = 0
@@ -148,7 +151,7 @@ class _Readers:
     def _read(self) -> None:
         try:
             while (part := self._next()) is not None:
-                part.read()
+                part.read(convert)
                 self._finish(part.whole)
                 del part
         except BaseException as error:  # raised where the tensors are waited for
