@@ -122,7 +122,7 @@ class KVCache:
                 replaced and the one that replaces it, so they need no copying.
         """
         for layer, parts in self._layers.items():
-            length = self._lengths[layer]
+            length, rows = self._lengths[layer], rows.to(parts[0].device)
             if len(rows) == len(parts[0]) and start >= length:
                 continue
             if layer in self._owned and len(rows) == len(parts[0]):

@@ -173,22 +173,27 @@ def spell_out(device_map: Mapping[str, Any], parts: Iterable[str]) -> dict[str, 
         parts: Names of the parts that are placed whole.
 
     Raises:
-        ValueError: If a name is no part of the model, or a part has no device.
+        ValueError: If a name is no part of the model, or a part has no device, or two.
 
     Example:
         >>> spell_out({"": "cpu", "decoder.layers": 0}, ["decoder.layers.0", "lm_head"])
         {'decoder.layers.0': 'cuda:0', 'lm_head': 'cpu'}
     """
     short = {part: part.removeprefix("model.") for part in parts}
-    wanted = {}
+    wanted: dict[str, str] = {}
     for name, device in device_map.items():
-        prefix = "" if name == "model" else name.removeprefix("model.")
+        prefix = "" if name == "model" else str(name).removeprefix("model.")
         if prefix and not any(_is_in(part, prefix) for part in short.values()):
             raise ValueError(
                 f"device_map places {name!r}, which is no part that is placed whole. Parts are "
                 f"{listing(list(short), limit=4)}; prefixes of these stand for all that they begin."
             )
-        wanted[prefix] = "disk" if device == "disk" else device_name(device)
+        place = "disk" if device == "disk" else device_name(device)
+        if wanted.setdefault(prefix, place) != place:
+            raise ValueError(
+                f"device_map places {name!r} on {place}, and on {wanted[prefix]} by another "
+                'spelling ("model." in front, or not); leave one of them out.'
+            )
     found = {}
     for part, name in short.items():
         fitting = [prefix for prefix in wanted if _is_in(name, prefix)]

@@ -100,11 +100,12 @@ class Manifest:
 
     @contextmanager
     def dropped_if_in_vain(self) -> Iterator[None]:
-        """Remove the manifest if a block raises before any file is finished."""
+        """Remove the manifest if a block raises before any file is in place."""
         try:
             yield
         except BaseException:
-            if not self.done:
+            # A file can stand before it is noted; without a manifest it would be a stranger's.
+            if not any((self.path.parent / file).exists() for file in self._facts["files"]):
                 with suppress(OSError):
                     self.path.unlink()
             raise

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ _SPLIT = {
 _SETTINGS = ("argparse", "omegaconf", "metaseq", "fairseq", "typing", "pathlib", "enum")
 _TYPES = ("dict", "list", "tuple", "int", "float", "str", "bool", "defaultdict")
 _TYPE_MODULES = ("builtins", "__builtin__", "collections")
+_COMPARED_ROWS = 8  # of the embedding, to tell parts from each other
 
 
 class _Inert(dict):
@@ -243,6 +245,8 @@ class MetaseqFile:
             _check_same_tensors(first, part)
         expected = self._ranks()
         if expected is None or expected == len(self.parts):
+            for earlier, part in combinations(self.parts, 2):
+                _check_not_one_part_twice(earlier, part)
             return
         if expected < len(self.parts):
             raise CheckpointError(
@@ -284,3 +288,15 @@ def _check_same_tensors(first: MetaseqPart, part: MetaseqPart) -> None:
                 f"{first.path.name} it is {mine.dtype} {list(mine.shape)}. The parts belong to "
                 "different checkpoints; download them again."
             )
+
+
+def _check_not_one_part_twice(earlier: MetaseqPart, part: MetaseqPart) -> None:
+    """Raise if two parts hold the same rows of the embedding, of which each has its own."""
+    for name in part.names():
+        if name.endswith("embed_tokens.weight"):
+            first, second = (each.tensor(name)[:_COMPARED_ROWS] for each in (earlier, part))
+            if torch.equal(first, second) and first.any():
+                raise CheckpointError(
+                    f"{part.path} holds the same part as {earlier.path.name}, under another name. "
+                    "Download it again."
+                )

@@ -13,7 +13,8 @@ import importlib
 import logging
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from optlens.checkpoints.errors import CheckpointError
 from optlens.footprint import NF4_BLOCK, QUANTIZED
@@ -114,7 +115,17 @@ def _to_int8(linear: nn.Linear) -> nn.Module:
     device, weight = linear.weight.device, linear.weight.detach().cpu()  # quantised on the way back
     made.weight = bnb.nn.Int8Params(weight, requires_grad=False).to(device)
     made.dtype_before = weight.dtype
+    made.register_forward_pre_hook(_give_a_copy)
     return _finished(made, linear)
+
+
+def _give_a_copy(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+    """Keep what gradients will be taken of from bitsandbytes' hands.
+
+    On the CPU it writes zeros over a float16 input's outliers, and the outliers back afterwards.
+    """
+    shared = torch.is_grad_enabled() and args[0].dtype == torch.float16
+    return (args[0].clone(),) if shared else None
 
 
 def _to_nf4(linear: nn.Linear) -> nn.Module:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -104,36 +104,52 @@ class _Buffer:
 
 
 class _Reading:
-    """A thread that fills a buffer with a block's weights, and ends."""
+    """A thread that fills a buffer with a block's weights, and ends.
+
+    Its end is told by an event: before Python 3.13 an interrupt of `Thread.join` marks a thread that
+    still runs as ended, and it would go on writing into a buffer that is used for another block.
+    """
 
     def __init__(self, layer: int, buffer: _Buffer, fill: Callable[[Callable[[], bool]], None]):
         self.layer, self.buffer, self._fill = layer, buffer, fill
-        self._stop = threading.Event()
+        self._stop, self._ended = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"optlens-read-block-{layer}", daemon=True
         )
-        self._thread.start()
+
+    def start(self) -> None:
+        """Begin to read. An interrupt leaves it open whether the thread runs; it is told to end."""
+        try:
+            self._thread.start()
+        except BaseException:
+            self._stop.set()
+            if self._thread.is_alive():
+                self._ended.wait()
+            raise
 
     def _run(self) -> None:
         try:
             self._fill(self._stop.is_set)
         except BaseException as error:  # it is raised where the weights are waited for
             self._error = error
+        finally:
+            self._ended.set()
 
     def wait(self) -> None:
-        """Wait until the buffer is full; an interrupt of the waiting stops the reading."""
-        try:
-            self._thread.join()
-        except BaseException:
-            self.stop()
-            raise
+        """Wait until the buffer is full."""
+        self._ended.wait()
         if self._error is not None:
             raise self._error
+
+    def serves(self, layer: int) -> bool:
+        """Tell whether a block's weights are coming, from a thread that nobody has stopped."""
+        return self.layer == layer and not self._stop.is_set()
 
     def stop(self) -> None:
         """End the thread after the piece that it is reading."""
         self._stop.set()
+        self._ended.wait()
         self._thread.join()
 
 
@@ -236,6 +252,7 @@ class Streamer:
 
     def _start_reading(self, layer: int) -> None:
         """Begin to fill the buffer that the running block does not use."""
+        self._stop_reading()  # one whose stopping was interrupted
         if not self._buffers:
             pair = range(min(2, len(self._layers)))
             self._buffers = [_Buffer(self._shapes, self._dtype, self._device) for _ in pair]
@@ -250,12 +267,18 @@ class Streamer:
             with torch.no_grad(), torch.cuda.stream(queue) if on_gpu else nullcontext():
                 self._fill(layer, buffer, stopped)
 
-        self._reading = _Reading(layer, buffer, fill)
+        reading, place = _Reading(layer, buffer, fill), self._buffers.index(buffer)
+        try:
+            reading.start()
+        except BaseException:  # what may still write into this buffer must find nobody using it
+            self._buffers[place] = _Buffer(self._shapes, self._dtype, self._device)
+            raise
+        self._reading = reading
 
     def _stop_reading(self) -> None:
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.stop()
+        if self._reading is not None:
+            self._reading.stop()
+            self._reading = None  # not before: an interrupt may leave it to the next run
 
     # --------------------------------------------------------------------- weights in place
 
@@ -269,7 +292,7 @@ class Streamer:
             return
         with self._lock:
             self._held = None
-            if self._reading is not None and self._reading.layer != layer:
+            if self._reading is not None and not self._reading.serves(layer):
                 self._stop_reading()
             buffer = self._buffer_of(layer)
             if buffer is None:
@@ -279,7 +302,7 @@ class Streamer:
                 try:
                     reading.wait()
                 finally:
-                    self._reading = None
+                    self._stop_reading()
                 buffer = reading.buffer
             buffer.shown = layer
             self._show(layer, buffer.parameters)
@@ -303,22 +326,18 @@ class Streamer:
 
     # --------------------------------------------------------------------- during a run
 
-    @contextmanager
-    def one_run(self, blocks: range) -> Iterator[None]:
-        """Read the first of some blocks at once; in the end, leave no thread and show no weights."""
-        with self._lock:
-            last, self._last = self._last, blocks[-1] if blocks else -1
-            try:
-                if blocks and self._held is None and self._buffer_of(blocks[0]) is None:
-                    self._stop_reading()
-                    self._start_reading(blocks[0])
-                yield
-            finally:
-                self._last = last
-                self._stop_reading()
-                self._held = None
-                for buffer in self._buffers:
-                    self._take_out(buffer)
+    def _begin(self, blocks: range) -> None:
+        """Read the first of the blocks that a run goes through at once."""
+        if blocks and self._held is None and self._buffer_of(blocks[0]) is None:
+            self._stop_reading()
+            self._start_reading(blocks[0])
+
+    def _end(self) -> None:
+        """Leave no thread and show no weights."""
+        self._held = None
+        for buffer in self._buffers:
+            self._take_out(buffer)
+        self._stop_reading()  # last, as one has to wait for it, and may be interrupted
 
     def _attach(self, decoder: nn.Module) -> None:
         run_blocks = decoder.forward
@@ -326,8 +345,14 @@ class Streamer:
         def forward(inputs: Any, *args: Any, **options: Any) -> Any:
             if any(point.gradient_hooks for point in self._hook_points):
                 raise StreamError(_NO_GRADIENT)
-            with self.one_run(inputs.blocks):
-                resid, *rest = run_blocks(inputs, *args, **options)
+            with self._lock:
+                last, self._last = self._last, inputs.blocks[-1] if inputs.blocks else -1
+                try:
+                    self._begin(inputs.blocks)
+                    resid, *rest = run_blocks(inputs, *args, **options)
+                finally:
+                    self._last = last
+                    self._end()
             if torch.is_grad_enabled() and not resid.requires_grad and inputs.blocks:
                 resid = _EndOfGradient.apply(resid, torch.zeros((), requires_grad=True))
             return resid, *rest

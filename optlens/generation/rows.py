@@ -86,7 +86,8 @@ class Rows:
             )
         finally:
             now.step = None
-        self._logits = out.logits[:, -1].float()
+        # a divided model may have its unembedding on another device than its embedding
+        self._logits = out.logits[:, -1].to(self.tokens.device, torch.float32)
         return self._logits
 
     def multiply(self, copies: int) -> None:

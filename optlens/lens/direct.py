@@ -28,7 +28,7 @@ from optlens.lens.source import batched, need_positions, need_whole, prompts_alo
 from optlens.logit_math import widened
 from optlens.metric_targets import Answer
 from optlens.recording import FINAL, NotRecordedError, Recording
-from optlens.weights import effective_bias, effective_weight
+from optlens.weights import effective_bias, effective_weight, values_of
 
 if TYPE_CHECKING:
     from optlens.inputs import Prompt
@@ -176,8 +176,9 @@ class _Reader:
         norm = decoder.final_layer_norm
         if norm is not None:
             if norm.weight is not None:
-                self.constants["ln_final.bias"] = direction @ norm.bias.to(direction)
-                direction = direction * norm.weight.to(direction)
+                gain, bias = (values_of(norm, name).to(direction) for name in ("weight", "bias"))
+                self.constants["ln_final.bias"] = direction @ bias
+                direction = direction * gain
             # (c - mean(c)) . d is c . (d - mean(d))
             direction = direction - direction.mean(-1, keepdim=True)
             stream = final.to(direction)

@@ -27,7 +27,7 @@ from optlens.neurons.result import NeuronResult, labels_of
 from optlens.neurons.windows import choose
 from optlens.recording import fingerprint
 from optlens.selection import Selection, select
-from optlens.weights import effective_weight
+from optlens.weights import effective_weight, values_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -180,7 +180,7 @@ def _directions(model: OPTForCausalLM, layer: int, neurons: list[int]) -> Tensor
     for norm in _norms_behind(model, layer):
         out = out - out.mean(-1, keepdim=True)
         if norm.weight is not None:
-            out = out * norm.weight.to(out.device, out.dtype)
+            out = out * values_of(norm, "weight").to(out.device, out.dtype)
     return out
 
 

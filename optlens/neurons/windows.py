@@ -131,7 +131,7 @@ def watch(
 
     def show(value: Tensor, hook: HookPoint) -> None:
         value = value if everything else value.index_select(-1, chosen.to(value.device))
-        value = value.float()
+        value = value.to(model.device, torch.float32)  # a divided model's blocks are elsewhere
         if value.device.type != "cpu":  # on the CPU the model itself watches
             sums[hook.layer()] = value.sum()
         see(names[hook.name], value, batch)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optlens import checks
 from optlens.files import read_tensors, write_tensors
@@ -300,5 +300,5 @@ def _at_input(model, layer: int, kind: str, resid: Tensor, gradient: Tensor) -> 
     at_norm = torch.einsum("bphe,hed->bphd", gradient, weight)
     with torch.enable_grad():
         stream = resid.unsqueeze(2).expand_as(at_norm).requires_grad_()
-        normalised = nn.LayerNorm.forward(block.self_attn_layer_norm, stream)
+        normalised = block.self_attn_layer_norm(stream, shown=False)
         return torch.autograd.grad(normalised, stream, at_norm)[0]

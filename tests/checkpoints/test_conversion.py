@@ -198,6 +198,24 @@ def test_a_stopped_conversion_goes_on_where_it_stopped(tmp_path: Path, source: P
     assert mine == theirs
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_one_stopped_before_its_first_file_is_noted_goes_on(
+    tmp_path: Path, source: Path, monkeypatch, error
+):
+    """The file stands under its name already; the next call must not take it for a stranger's."""
+
+    def stop(self, file: str, digest: str) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest.Manifest, "note", stop)
+        with pytest.raises((KeyboardInterrupt, CheckpointError)):
+            convert(source, tmp_path / "new", **OPTIONS)
+    assert len(list((tmp_path / "new").glob("*.safetensors"))) == 1
+    convert(source, tmp_path / "new", **OPTIONS)
+    assert_same(tmp_path / "new", source)
+
+
 def test_a_killed_conversion_goes_on(tmp_path: Path, source: Path):
     """No code of the process runs at the end: what it was writing stays as a temporary file."""
     code = f"""

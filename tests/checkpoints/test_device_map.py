@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optlens
-from optlens import capture, demo
+from optlens import capture, demo, neurons
 from optlens.checkpoints import CheckpointError, load_model, placement
 from optlens.checkpoints.arrangement import Demand, balanced, spell_out
 from optlens.checkpoints.device_map import (
@@ -122,6 +122,11 @@ def test_the_longest_prefix_counts(monkeypatch):
         ({"": "cpu", "decoder.embed_positions": "disk"}, "divides the embeddings"),
         ({"": "disk"}, "puts the embeddings on .disk."),
         ({"": "cpu", "lm_head": "disk"}, "lm_head is the embedding itself"),
+        ({"": "cpu", 3: "cpu"}, "places 3, which is no part"),
+        (
+            {"": "cpu", "decoder.layers": "disk", "model.decoder.layers": "cpu"},
+            "'model.decoder.layers' on cpu, and on disk by another spelling",
+        ),
         ("everywhere", "none of 'auto', 'balanced', 'stream'"),
         (7, "none of 'auto'"),
     ],
@@ -214,6 +219,27 @@ def test_dtypes_and_an_untied_head_on_the_disk(tmp_path: Path):
     with torch.no_grad():
         expected = load(folder, device="cpu", dtype="float32")(IDS).logits
         torch.testing.assert_close(ours(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_parts_on_the_disk_compute_in_the_dtype_asked_for(tmp_path: Path, stored, dtype: str):
+    folder = make(tmp_path, tiny_config(num_hidden_layers=3), dtype=stored)
+    ours = load(folder, device_map={"": "cpu", "decoder.layers.1": "disk"}, dtype=dtype)
+    resident = load(folder, device="cpu", dtype=dtype)
+    assert ours.W_Q.dtype == ours.dtype == getattr(torch, dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS).logits, resident(IDS).logits)
+
+
+def test_analyses_read_layernorms_on_the_disk():
+    places = {"": "disk", "decoder.embed_tokens": "cpu", "decoder.embed_positions": "cpu"}
+    models = optlens.load(device_map=places | {"lm_head": "cpu"}), optlens.load(device="cpu")
+    logit = [optlens.direct_logit_attribution(m, CLEAN, " Mary", " John").heads for m in models]
+    edges = [optlens.edge_attribution(m, CLEAN, CORRUPT, METRIC).scores for m in models]
+    effect = [neurons.vocabulary_effect(m, layers=1, neurons=[0, 9]).promoted for m in models]
+    for found, expected in (logit, edges, effect):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # float32, other offsets
 
 
 def test_bin_files_have_no_parts_on_the_disk(tmp_path: Path):

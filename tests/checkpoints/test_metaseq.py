@@ -234,6 +234,13 @@ def test_missing_last_parts_are_named(tmp_path: Path):
         load(tmp_path)
 
 
+def test_one_part_twice(tmp_path: Path):
+    paths = write_metaseq(tmp_path, random_model(tiny_config(vocab_size=104)), 4)
+    paths[3].write_bytes(paths[1].read_bytes())
+    with pytest.raises(CheckpointError, match="part-3.pt holds the same part as .*part-1.pt"):
+        load(tmp_path)
+
+
 def test_part_too_many(tmp_path: Path):
     paths = write_metaseq(tmp_path, random_model(tiny_config(vocab_size=104)), 2)
     (tmp_path / "reshard-model_part-2.pt").write_bytes(paths[0].read_bytes())

@@ -128,6 +128,15 @@ def test_recording_sweeps_and_attribution_run(quantized, full):
     assert estimate.values.isfinite().all()
 
 
+def test_gradients_pass_outliers_of_half_precision(tmp_path: Path):
+    """On the CPU bitsandbytes writes into a float16 input that has some, and restores it."""
+    model = load(make(tmp_path), dtype="float16", quantize="int8")
+    linear, x = model.decoder.layers[0].fc1, torch.ones(1, 3, 32, dtype=torch.float16)
+    x = x.index_fill(-1, torch.tensor([4]), 50.0).requires_grad_()
+    (linear(x.clone().square().sqrt()).sum()).backward()
+    assert x.grad.isfinite().all() and x.grad.any()
+
+
 def test_fingerprints_know_the_weights(quantized, full):
     found = fingerprint(quantized)
     again = load(demo.path(), quantize=quantized.kind)
