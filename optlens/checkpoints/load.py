@@ -108,10 +108,10 @@ def load_model(
     for field, value in (config_fields or {}).items():
         setattr(config, field, value)
     with _no_garbage_collection(), ThreadPoolExecutor(1, "optlens-tokenizer") as aside:
+        # Comparing checksums and converting weights leave Python's lock free.
+        tokenizer = aside.submit(_read_tokenizer, folder, config)
         weights = Weights(find_layout(folder))
         model, places, stored = build_and_match(cls, config, weights)
-        # The tokenizer's files are read while weights are converted, which leaves Python's lock free.
-        tokenizer = aside.submit(_read_tokenizer, folder, config)
         new = {name: places.pop(name) for name in list(places) if name not in stored}
         if device_map not in (None, "stream"):
             devices, target_device, target_dtype = resolve(
