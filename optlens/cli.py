@@ -249,6 +249,8 @@ def _add_patch(commands: Any) -> None:
         "attn_out, mlp_out, ...; several with commas between")  # fmt: skip
     add("--over", metavar="AXES", help="axes: layer, pos, head, neuron, key, with commas between "
         "(default: layer,pos; layer,head for sites with heads)")  # fmt: skip
+    add("--top-neurons", metavar="N", type=int, help="with the axis neuron: only the N neurons whose "
+        "effect is estimated largest (axes then: layer,neuron)")  # fmt: skip
     add("--direction", default="denoise", choices=("denoise", "noise"), help="write clean values "
         "into the corrupt run (denoise, the default) or the other way round")  # fmt: skip
     add("--model", metavar="M", help="checkpoint folder or Hub id (default: the embedded demo)")

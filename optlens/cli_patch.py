@@ -16,6 +16,7 @@ import optlens
 from optlens import metrics
 from optlens.checks import InputError
 from optlens.cli_tools import check_targets, read_text, screen, step
+from optlens.metric_targets import as_answer
 from optlens.patching import PatchResult, SweepPlan, patch_sweep
 from optlens.patching.grid import axes_of
 from optlens.patching.pairs import paired_tokens
@@ -37,7 +38,8 @@ def patch(options: argparse.Namespace) -> int:
     """
     site = _several(options.site, "--site")
     site = site[0] if len(site) == 1 else site
-    over = _several(options.over, "--over") if options.over is not None else _usual_axes(site)
+    usual = ["layer", "neuron"] if options.top_neurons is not None else _usual_axes(site)
+    over = usual if options.over is None else _several(options.over, "--over")
     over = axes_of(site, over)
     check_targets({"--html": options.html, "--save": options.save})
     if options.dry_run and (options.html or options.save):
@@ -85,8 +87,8 @@ def as_json(
         "site": result.metadata["site"],
         "direction": options.direction,
         "metric": facts.metric,
-        "clean": {"tokens": prompt.tokens, "metric": result.clean},
-        "corrupt": {"tokens": prompt.other, "metric": result.corrupt},
+        "clean": {"tokens": prompt.tokens, "metric": _nulls(result.clean)},
+        "corrupt": {"tokens": prompt.other, "metric": _nulls(result.corrupt)},
         "axes": {axis: result.labels[axis] for axis in result.axes},
         "complete": result.complete,
         "values": _nulls(facts.values.tolist()),
@@ -135,10 +137,10 @@ def _metric(
     wrong = _answer(model, options.wrong, "--wrong", ends[1])
     if answer == wrong:
         raise InputError(
-            f"--answer and --wrong are the same token, {_as_text(model, answer)!r}, so their "
+            f"--answer and --wrong are the same token, {as_answer(model, answer)!r}, so their "
             "difference is 0 throughout: name another for one of them"
         )
-    return metrics.logit_diff(*(_as_text(model, token) for token in (answer, wrong)))
+    return metrics.logit_diff(*(as_answer(model, token) for token in (answer, wrong)))
 
 
 def _answer(model: "OPTForCausalLM", given: str | None, option: str, logits: torch.Tensor) -> int:
@@ -155,7 +157,7 @@ def _answer(model: "OPTForCausalLM", given: str | None, option: str, logits: tor
     """
     if given is None:
         token = int(logits.argmax())
-        print(f"optlens: {option}: {_as_text(model, token)!r}, the prediction", file=sys.stderr)
+        print(f"optlens: {option}: {as_answer(model, token)!r}, the prediction", file=sys.stderr)
         return token
     if not given.strip():
         raise ValueError(
@@ -179,12 +181,6 @@ def _answer(model: "OPTForCausalLM", given: str | None, option: str, logits: tor
     return ids[best][0]
 
 
-def _as_text(model: "OPTForCausalLM", token: int) -> str | int:
-    """Return a token's text, or its id where the text alone would be read as something else."""
-    text = model.tokenizer.decode(token)
-    return text if model.tokenizer.encode(text, prepend_bos=False) == [token] else token
-
-
 def _sweep(
     model: "OPTForCausalLM",
     prompts: tuple[str, str],
@@ -193,18 +189,22 @@ def _sweep(
     metric: metrics.Metric,
     options: argparse.Namespace,
 ) -> PatchResult | SweepPlan:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as said:
         warnings.filterwarnings("ignore", message="Interrupted")  # said below, with the result
-        return patch_sweep(
+        found = patch_sweep(
             model,
             *prompts,
             site,
             over,
             metric,
             options.direction,
+            top_neurons=options.top_neurons,
             progress=sys.stderr.isatty(),
             dry_run=options.dry_run,
         )
+    for each in said:
+        print(f"optlens: {each.message}", file=sys.stderr)
+    return found
 
 
 # --- what comes out ------------------------------------------------------------------------------

@@ -101,6 +101,17 @@ def _token_id(token: str | int, what: str, model: OPTBase) -> int:
     return token
 
 
+def as_answer(model: OPTBase, token: int) -> str | int:
+    """Return a token as a legible answer: its text.
+
+    Its id where there is no tokenizer, or where the text alone would be read as something else.
+    """
+    if model.tokenizer is None:
+        return token
+    text = model.tokenizer.decode(token)
+    return text if model.tokenizer.encode(text, prepend_bos=False) == [token] else token
+
+
 def check_disjoint(
     right: list[tuple[int, ...]], wrong: list[tuple[int, ...]], name: str, model: OPTBase
 ) -> None:

@@ -10,6 +10,7 @@ from sweep_results import HOSTILE, make_result
 
 import optlens
 from optlens import cli, cli_patch, metrics
+from optlens.metric_targets import as_answer
 from optlens.patching import PatchResult
 from optlens.report.sweep_facts import gather_sweep
 from optlens.report.sweep_terminal import text_of_sweep
@@ -84,6 +85,20 @@ def test_axes_suit_the_site_unless_given(arguments, title, capsys):
     assert f"Activation patching: {title}" in run(capsys, *arguments)[0]
 
 
+def test_the_neurons_that_matter_are_chosen(capsys):
+    metric = metrics.logit_diff(" Mary", " John")
+    over = ("layer", "neuron")
+    wanted = optlens.patch_sweep(
+        optlens.load(), CLEAN, CORRUPT, "mlp_post", over, metric, top_neurons=6, progress=False
+    )
+    chosen = ["--site", "mlp_post", "--top-neurons", "6"]
+    data = json.loads(run(capsys, *chosen, "--json")[0])
+    assert data["axes"]["neuron"] == [str(number) for number in wanted.choices["neuron"]]
+    torch.testing.assert_close(torch.tensor(data["values"]), wanted.values)
+    out, _ = run(capsys, *chosen, "--over", "neuron,layer", "--dry-run")
+    assert out.startswith("30 patches")
+
+
 def test_noise_goes_the_other_way(capsys):
     out, _ = run(capsys, "--direction", "noise", "--over", "layer")
     assert "1: nothing is lost" in out
@@ -155,6 +170,23 @@ def test_an_interrupted_sweep_shows_and_writes_what_it_found(capsys, monkeypatch
     assert "Not complete" in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
+def test_nan_of_the_metric_is_no_interruption(capsys, monkeypatch):
+    """All was computed: the status is 0, and it is said what NaN is."""
+
+    def nothing(logits):
+        return logits[:, -1, 0] * torch.nan
+
+    monkeypatch.setattr(cli_patch, "_metric", lambda *_: nothing)
+    assert cli.main([*PATCH, "--json"]) == 0
+    out, err = capsys.readouterr()
+    data = json.loads(out, parse_constant=pytest.fail)
+    assert data["complete"] is True and data["values"][0] == [None] * 16
+    assert "optlens: custom(nothing) is NaN, not a number, for 80 of 80 patches" in err
+    assert "interrupted" not in err
+    assert cli.main(PATCH) == 0
+    assert "NOT COMPLETE" not in capsys.readouterr().out
+
+
 def test_a_prompt_may_come_from_standard_input(capsys, monkeypatch):
     import io
 
@@ -187,8 +219,8 @@ def test_of_two_spellings_the_likelier_is_taken(capsys):
 def test_a_token_that_is_no_text_of_its_own_is_given_by_its_id():
     model = optlens.load()
     half = model.tokenizer.encode("é", prepend_bos=False)[0]
-    assert cli_patch._as_text(model, half) == half
-    assert cli_patch._as_text(model, model.to_single_token(" Mary")) == " Mary"
+    assert as_answer(model, half) == half
+    assert as_answer(model, model.to_single_token(" Mary")) == " Mary"
 
 
 # --- errors --------------------------------------------------------------------------------------

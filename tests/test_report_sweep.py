@@ -122,6 +122,16 @@ def test_a_result_cut_short_is_marked():
         f"layer 2, head {n}: not computed" for n in (1, 2, 3)
     ]
     assert not re.search(r"\bnan\b", page.text)
+    result.undefined = result.per_prompt.isnan().any(-1)
+    result.undefined[2, 1] = False
+    page = page_of(result)
+    assert "1 of 12 patches were not computed" in page.text
+    gone = [cell["title"] for cell in cells_of(page) if cell["class"] == "gone"]
+    assert [title.partition(": ")[2] for title in gone] == [
+        "not computed",
+        "the metric is NaN",
+        "the metric is NaN",
+    ]
     nothing = make_result("layer", "head")
     nothing.per_prompt[:] = torch.nan
     assert "12 of 12" in page_of(nothing).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from optlens import checks
 from optlens.attention_mask import real_tokens
 from optlens.interventions import Intervention
 from optlens.patching.base_run import run_base, site_values
-from optlens.patching.grid import make_grid
+from optlens.patching.grid import axes_of, make_grid
 from optlens.patching.measure import AnyMetric
 from optlens.patching.pairs import prompts_on_host, undisturbed
 from optlens.patching.places import Positions, looked_up, places_of
@@ -22,6 +23,7 @@ from optlens.patching.sites import as_given, names_of
 from optlens.patching.standing import Standing
 from optlens.patching.stream import SweepStream
 from optlens.patching.sweep import Sweep
+from optlens.patching.top_neurons import check_top, in_words, strongest_neurons
 from optlens.selection import Selection
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def ablate_sweep(
     heads: Selection = None,
     positions: Positions = None,
     neurons: Selection = None,
+    top_neurons: int | None = None,
     window: int = 1,
     seed: int = 0,
     memory_budget: int | None = None,
@@ -73,6 +76,8 @@ def ablate_sweep(
         heads: As for `patch_sweep`.
         positions: As for `patch_sweep`.
         neurons: As for `patch_sweep`.
+        top_neurons: As for `patch_sweep`: the estimate is the metric's gradient, times what the
+            ablation changes.
         window: As for `patch_sweep`.
         seed: For "resample": equal seeds pair equal prompts.
         memory_budget: As for `patch_sweep`.
@@ -100,6 +105,7 @@ def ablate_sweep(
         >>> ablate_sweep(model, prompts, mode="zero", metric=logit_diff(" Mary", " John"))  # doctest: +SKIP
     """
     _check_mode(mode, reference, per_position)
+    check_top(top_neurons, neurons, axes_of(site, over), model.config.d_mlp)
     tokens, mask = prompts_on_host(model, prompts, attention_mask)
     names = names_of(site)
     if names & {"attn_scores"} and mode != "resample":
@@ -115,13 +121,19 @@ def ablate_sweep(
             base = run_base(model, tokens, mask, names)
         sources = _sources(model, base, mode, others, per_position, seed, names)
     positions = places_of(model, tokens, base.seen, positions, spans)
-    grid = make_grid(model.config, site, over, base.seen, layers, heads, positions, neurons, window)
+    finals = base.final, None
     about = {"site": as_given(site), "mode": mode, "window": window, "prompts": tokens.tolist()}
     about |= {"per_position": per_position, "seed": seed if mode == "resample" else None}
     about |= looked_up(positions)
     if others is not None:
         about["reference"] = others[0].tolist()
-    finals = base.final, None
+    lay_out = partial(make_grid, model.config, site, over, base.seen, layers, heads, positions)
+    if top_neurons is not None:
+        grid = lay_out(neurons=[0], window=window)
+        with undisturbed(model), standing.at_work(tokens, mask, "prompts"):
+            neurons = strongest_neurons(model, base, sources, finals, metric, grid, top_neurons)
+        about["top_neurons"] = in_words(top_neurons, model.config.d_mlp)
+    grid = lay_out(neurons=neurons, window=window)
     sweep = Sweep(model, base, sources, grid, metric, finals, None, about, memory_budget, standing)
     return sweep.answer(dry_run, stream, progress, resume)
 

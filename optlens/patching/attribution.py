@@ -116,7 +116,7 @@ def attribution_patch(
         rows = torch.arange(len(final), device=final.device)[:, None]
         logits = model.unembed(final[rows, bound.columns.to(final.device)])
         bound = bound.with_clean(logits) if bound.needs_clean else bound
-        estimator = _Estimator(model, base, mask, bound, grid, values, method)
+        estimator = Estimator(model, base, mask, bound, grid, values, method)
         unpatched = estimator.run.metric.detach()
         terms = estimator.terms()
         ends = [bound(logits).cpu(), unpatched.cpu()]
@@ -158,7 +158,7 @@ def _check_one_layer(grid: Grid) -> None:
         )
 
 
-class _Estimator:
+class Estimator:
     """Estimates every patch of a grid from gradients of one run."""
 
     def __init__(

@@ -26,7 +26,13 @@ from optlens.patching.pairs import check_undivided, denoises, paired_on_host, un
 from optlens.patching.path_nodes import lay_out, parse_receivers
 from optlens.patching.path_wave import PathRow, PathWave
 from optlens.patching.places import Positions, looked_up, places_of
-from optlens.patching.result import PatchResult, paired_labels, token_labels
+from optlens.patching.result import (
+    PatchResult,
+    note_undefined,
+    paired_labels,
+    token_labels,
+    warn_of_undefined,
+)
 from optlens.progress import progress_bar
 from optlens.recording import fingerprint
 from optlens.selection import Selection
@@ -161,8 +167,10 @@ def _fill(
     """Run what has to be run, in portions."""
     values = result.per_prompt.view(-1, result.per_prompt.shape[-1])
     portions = list(wave.portions(rows, memory_budget))
+    result.undefined = result.per_prompt.isnan().any(-1)
     for row in rows:
         values[row.index, slice(None) if measure.metric.whole else row.prompt] = torch.nan
+    result.undefined.view(-1)[[row.index for row in rows]] = False
     with progress_bar(len(rows), progress, unit="path", leave=False) as bar:
         try:
             for portion in portions:
@@ -171,11 +179,14 @@ def _fill(
                     final = wave.run(portion)
                     at = torch.arange(len(portion), device=final.device)[:, None]
                     read = final[at, measure.reads[prompts]]
-                    measure.fill(values, [row.index for row in portion], prompts, read)
+                    entries = [row.index for row in portion]
+                    measure.fill(values, entries, prompts, read)
+                note_undefined(result, entries)
                 bar.update(len(portion))
         except KeyboardInterrupt:
-            missing = int(values.isnan().sum())
+            missing = result.missing
             warnings.warn(
-                f"Interrupted: {missing} of {values.numel()} values are missing (NaN).",
+                f"Interrupted: {int(missing.sum())} of {missing.numel()} paths are missing (NaN).",
                 stacklevel=3,
             )
+    warn_of_undefined(result, stacklevel=3)

@@ -54,7 +54,7 @@ class SweepPlan:
             f"{self.block_tokens:,} tokens through a block, instead of {self.naive_block_tokens:,}\n"
             f"{self.flops / 1e9:,.1f} GFLOP, {saved:.1f} times less than one forward pass per patch"
             f"{besides}\n"
-            f"{self.chunks} portions, {describe_bytes(self.bytes)}"
+            f"{self.chunks} portion{'s'[: self.chunks != 1]}, {describe_bytes(self.bytes)}"
         )
 
 

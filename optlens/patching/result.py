@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class PatchResult:
 
     Attributes:
         per_prompt: The metric of each patch and prompt, `[*axes, prompts]`; NaN where it was not
-            computed. One column if the metric gives one number for all prompts.
+            computed, or is no number. One column if the metric gives one number for all prompts.
         clean_per_prompt: The metric of the clean run, `[prompts]`; in an ablation, of the run
             that nothing was done to.
         corrupt_per_prompt: The metric of the corrupt run, `[prompts]`; NaN in an ablation.
@@ -39,6 +40,8 @@ class PatchResult:
         choices: For each axis what its entries stand for: numbers of layers, heads, positions, ...
         metadata: What was done: site, direction, metric, prompts, window, model fingerprint; labels
             of tokens, if any, by their ids.
+        undefined: The patches that were computed and for which the metric itself gave NaN, bool
+            `[*axes]`; None if it never did, as far as is known.
     """
 
     per_prompt: Tensor
@@ -48,6 +51,7 @@ class PatchResult:
     labels: dict[str, list[str]]
     choices: dict[str, list]
     metadata: dict[str, Any] = field(default_factory=dict)
+    undefined: Tensor | None = None
 
     @property
     def values(self) -> Tensor:
@@ -67,7 +71,13 @@ class PatchResult:
     @property
     def complete(self) -> bool:
         """Whether every patch was computed."""
-        return not bool(self.per_prompt.isnan().any())
+        return not bool(self.missing.any())
+
+    @property
+    def missing(self) -> Tensor:
+        """The patches that were not computed, bool `[*axes]`."""
+        no_number = self.per_prompt.isnan().any(-1)
+        return no_number if self.undefined is None else no_number & ~self.undefined
 
     @property
     def normalized(self) -> Tensor:
@@ -237,6 +247,8 @@ class PatchResult:
             "clean_per_prompt": self.clean_per_prompt,
             "corrupt_per_prompt": self.corrupt_per_prompt,
         }
+        if self.undefined is not None:
+            tensors["undefined"] = self.undefined
         about = {"axes": self.axes, "labels": self.labels, "choices": self.choices}
         write_tensors(path, tensors, about | {"kind": KIND, "metadata": self.metadata})
 
@@ -255,11 +267,39 @@ class PatchResult:
     def __repr__(self) -> str:
         """Say what was swept and what the ends are."""
         shape = " x ".join(f"{axis} {len(self.labels[axis])}" for axis in self.axes)
-        missing = "" if self.complete else f", {int(self.per_prompt.isnan().sum())} not computed"
+        missing = "" if self.complete else f", {int(self.missing.sum())} not computed"
+        missing += f", {int(self.undefined.sum())} NaN" if _any(self.undefined) else ""
         return (
             f"PatchResult({self.metadata.get('site')}: {shape}; {self.metadata.get('metric')}; "
             f"clean {self.clean:.4g}, corrupt {self.corrupt:.4g}{missing})"
         )
+
+
+def note_undefined(result: PatchResult, cells: list[int]) -> None:
+    """Take NaN of patches that were just computed as what the metric says of them.
+
+    Args:
+        result: A result whose `undefined` is known.
+        cells: Indices of the patches in the flattened result.
+    """
+    here = torch.tensor(cells)
+    result.undefined.view(-1)[here] = result.per_prompt.flatten(0, -2)[here].isnan().any(-1)
+
+
+def warn_of_undefined(result: PatchResult, stacklevel: int) -> None:
+    """Warn if the metric gave NaN, saying for how many patches."""
+    undefined = checks.on_host(result.undefined)  # None in a rehearsal
+    if _any(undefined):
+        warnings.warn(
+            f"{result.metadata['metric']} is NaN, not a number, for {int(undefined.sum())} of "
+            f"{undefined.numel()} patches. They were computed; it is the metric that has no value "
+            "there.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _any(flags: Tensor | None) -> bool:
+    return flags is not None and bool(flags.any())
 
 
 def _ends(drawn: Tensor, level: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ unpatched run has recorded, so that is looked at before every portion.
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from optlens import allocator, checks
 from optlens.patching.pairs import undisturbed
 from optlens.patching.plan import chunks_of, row_cost
-from optlens.patching.result import PatchResult
+from optlens.patching.result import PatchResult, note_undefined, warn_of_undefined
 from optlens.patching.standing import StandingWave
 from optlens.patching.wave import Wave
 from optlens.progress import progress_bar
@@ -68,7 +69,7 @@ class SweepStream(Iterator[PatchResult]):
         self._found = sweep.empty_result(resume)
         self.result = self._found if shown is None else shown(self._found)
         self.filled: list[int] = []
-        is_open = checks.on_host(self._values.isnan().any(-1))  # None in a rehearsal: all are
+        is_open = checks.on_host(self._found.missing.flatten())  # None in a rehearsal: all are
         self._todo = [patch for patch in sweep.patches if is_open is None or is_open[_cell(patch)]]
         self._counts = np.cumsum([0, *(len(rows) for rows, _ in self._todo)])
         self._at = 0  # the first of `_todo` that was not computed
@@ -113,6 +114,8 @@ class SweepStream(Iterator[PatchResult]):
         if not self.finished:
             self._check_model()
             self.compute_portion()
+        if self.finished:
+            warn_of_undefined(self.result, callers_level())
         return self.result
 
     def compute_portion(self) -> None:
@@ -141,6 +144,8 @@ class SweepStream(Iterator[PatchResult]):
             self._compute(portion)
             now = time.perf_counter()
             self._goal = _next_goal(cost, now - before, seconds)
+            if self.finished:
+                warn_of_undefined(self.result, callers_level())
             if now - start > seconds / 2:
                 return
 
@@ -167,6 +172,7 @@ class SweepStream(Iterator[PatchResult]):
         cells, prompts = [row.cell.index for row in rows], [row.prompt for row in rows]
         with undisturbed(sweep.model):
             sweep.measure.fill(self._values, cells, prompts, self._wave.run(rows))
+        note_undefined(self._found, cells)
         if sweep.is_bounded:  # portions of other shapes leave gaps in the heap
             allocator.release()
         if self._shown is not None:
@@ -215,13 +221,29 @@ def run_to_end(stream: SweepStream, progress: bool = True) -> PatchResult:
                 stream.compute_portion()
                 bar.update(stream.runs_done - bar.n)
         except KeyboardInterrupt:
-            missing = int(result.per_prompt.isnan().sum())
+            missing = result.missing
             warnings.warn(
-                f"Interrupted: {missing} of {result.per_prompt.numel()} values are missing (NaN). "
+                f"Interrupted: {int(missing.sum())} of {missing.numel()} patches are missing (NaN). "
                 "Pass this result as resume= to the same sweep to go on.",
-                stacklevel=4,
+                stacklevel=callers_level(),
             )
+    warn_of_undefined(result, callers_level())
     return result
+
+
+def callers_level() -> int:
+    """Return the `stacklevel` with which a warning points at the line that called the package.
+
+    Sweeps come here by ways of different lengths.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _next_goal(cost: float, took: float, seconds: float) -> float:

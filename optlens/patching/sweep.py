@@ -7,8 +7,8 @@ base run, what is written where, and what is measured; `stream` carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from optlens import checks
 from optlens.interventions import Intervention
 from optlens.patching.base_run import BaseRun, both_runs, run_base, site_values
 from optlens.patching.budget import bytes_of, portion_budget
-from optlens.patching.grid import Grid, make_grid
+from optlens.patching.grid import Grid, axes_of, make_grid
 from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_on_host, undisturbed
 from optlens.patching.places import Positions, looked_up, places_of
@@ -34,6 +34,7 @@ from optlens.patching.rows import rows_of
 from optlens.patching.sites import as_given, names_of
 from optlens.patching.standing import Standing
 from optlens.patching.stream import SweepStream, run_to_end
+from optlens.patching.top_neurons import check_top, in_words, strongest_neurons
 from optlens.recording import fingerprint
 from optlens.selection import Selection
 
@@ -54,6 +55,7 @@ def patch_sweep(
     heads: Selection = None,
     positions: Positions = None,
     neurons: Selection = None,
+    top_neurons: int | None = None,
     window: int = 1,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -84,6 +86,10 @@ def patch_sweep(
             such as " John", `(" John", 1)` for its second place, names of `spans`, and lists of
             these. Texts are looked up in the clean prompts.
         neurons: Neurons of the MLP likewise.
+        top_neurons: Sweep only so many neurons, the same in every layer: those whose effect is
+            estimated largest at any of the layers and positions that are swept (`"atp"` of
+            `attribution_patch`). Takes a backward pass, whose memory is not in `memory_budget`, and
+            a metric with a gradient.
         window: Blocks written by one patch, around the entry of the layer axis.
         memory_budget: Bytes that the sweep may take beside the weights; half of what is free
             unless given.
@@ -115,6 +121,7 @@ def patch_sweep(
         >>> result = patch_sweep(model, clean, corrupt, metric=logit_diff(" Mary", " John"))  # doctest: +SKIP
     """
     denoise = denoises(direction)
+    check_top(top_neurons, neurons, axes_of(site, over), model.config.d_mlp)
     (clean_tokens, corrupt_tokens), mask = paired_on_host(model, clean, corrupt, attention_mask)
     names = names_of(site)
     ends = [(clean_tokens, "clean prompts"), (corrupt_tokens, "corrupt prompts")]
@@ -135,8 +142,14 @@ def patch_sweep(
     about = {"site": as_given(site), "direction": direction, "window": window}
     about |= {"clean": clean_tokens.tolist(), "corrupt": corrupt_tokens.tolist()}
     positions = places_of(model, clean_tokens, base.seen, positions, spans)
-    grid = make_grid(model.config, site, over, base.seen, layers, heads, positions, neurons, window)
     about |= looked_up(positions)
+    lay_out = partial(make_grid, model.config, site, over, base.seen, layers, heads, positions)
+    if top_neurons is not None:
+        grid = lay_out(neurons=[0], window=window)
+        with undisturbed(model), standing.at_work(patched, mask, where):
+            neurons = strongest_neurons(model, base, sources, finals, metric, grid, top_neurons)
+        about["top_neurons"] = in_words(top_neurons, model.config.d_mlp)
+    grid = lay_out(neurons=neurons, window=window)
     equal_before = None if standing.by_tokens else first_difference
     sweep = Sweep(
         model, base, sources, grid, metric, finals, equal_before, about, memory_budget, standing
@@ -218,16 +231,26 @@ class Sweep:
         )
 
     def answer(
-        self, dry_run: bool, stream: bool, progress: bool, resume: PatchResult | None
+        self,
+        dry_run: bool,
+        stream: bool,
+        progress: bool,
+        resume: PatchResult | None,
+        shown: Callable[[PatchResult], PatchResult] | None = None,
     ) -> PatchResult | SweepPlan | SweepStream:
-        """Return what was asked for: the plan, the running sweep, or the whole result."""
+        """Return what was asked for: the plan, the running sweep, or the whole result.
+
+        Args:
+            dry_run: Return the plan.
+            stream: Return the running sweep.
+            progress: Show a progress bar.
+            resume: A result of the same sweep that was cut short.
+            shown: Turns what the sweep finds into what its user gets, if that is not the same.
+        """
         if dry_run:
             return self.plan
-        return SweepStream(self, resume) if stream else self.run(progress, resume)
-
-    def run(self, progress: bool = True, resume: PatchResult | None = None) -> PatchResult:
-        """Run all patches; interrupted from the keyboard, return what was done by then."""
-        return run_to_end(SweepStream(self, resume), progress)
+        running = SweepStream(self, resume, shown)
+        return running if stream else run_to_end(running, progress)
 
     def empty_result(self, resume: PatchResult | None) -> PatchResult:
         """Make a result in which the patches that need no run are already answered."""
@@ -235,10 +258,12 @@ class Sweep:
         if corrupt is None:
             corrupt = torch.full_like(clean, torch.nan)
         per_prompt = self.measure.unpatched.expand(len(self.grid.cells), -1).clone()
+        undefined = per_prompt.isnan().any(-1)
         for row in self.rows:
             per_prompt[row.cell.index, slice(None) if self.measure.metric.whole else row.prompt] = (
                 torch.nan
             )
+        undefined[[row.cell.index for row in self.rows]] = False
         about = self.about | {"metric": self.measure.name, "model": fingerprint(self.model)}
         if "layer" not in self.grid.axes:
             about["layers"] = list(self.grid.cells[0].layers)
@@ -252,19 +277,28 @@ class Sweep:
             self._labels(),
             self.grid.choices,
             about | {"labels": token_labels(self.model, about)},
+            undefined.view(self.grid.shape),
         )
-        if resume is None:
-            return result
+        if resume is not None:
+            self._take_over(result, resume)
+        return result
+
+    def _take_over(self, result: PatchResult, resume: PatchResult) -> None:
+        """Put what an earlier result of the same sweep knows into an empty one."""
+        if not isinstance(resume, PatchResult):
+            raise checks.InputError(
+                f"resume={resume!r} is a {type(resume).__name__}; give the result itself that a "
+                "sweep returned. One that was saved is read by optlens.PatchResult.load(path)."
+            )
         same = resume.metadata == result.metadata and resume.choices == result.choices
         if not same or resume.axes != result.axes:
             raise checks.InputError(
                 f"resume={resume!r} is a result of another sweep: model, prompts, site, axes and "
                 "metric must be the same."
             )
-        result.per_prompt.copy_(
-            torch.where(resume.per_prompt.isnan(), result.per_prompt, resume.per_prompt)
-        )
-        return result
+        known = ~resume.missing
+        result.per_prompt[known] = resume.per_prompt[known].to(result.per_prompt)
+        result.undefined[known] = resume.per_prompt[known].isnan().any(-1)
 
     def _labels(self) -> dict[str, list[str]]:
         """Name the entries of the axes, positions by the tokens of both prompts if there are two."""

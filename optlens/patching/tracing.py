@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.attention_mask import real_tokens
+from optlens.metric_targets import as_answer
 from optlens.metrics import Metric, as_metric, prob
 from optlens.patching.base_run import BaseRun, run_base, site_values
 from optlens.patching.grid import make_grid
@@ -138,13 +140,10 @@ def causal_trace(
     repeated = _for_each_sample(metric, samples)
     sweep = Sweep(model, base, sources, grid, repeated, finals, first, about, memory_budget)
     sweep.measure.name = str(metric)
-    if dry_run:
-        return sweep.plan
     labels = make_labels(grid.choices, prompt_strings(model, tokens, real))
-    resumed = None if resume is None else _with_samples(resume, samples)
-    if stream:
-        return SweepStream(sweep, resumed, lambda found: _mean(found, samples, labels))
-    return _mean(sweep.run(progress, resumed), samples, labels)
+    resumed = _with_samples(resume, samples) if isinstance(resume, PatchResult) else resume
+    shown = partial(_mean, samples=samples, labels=labels)
+    return sweep.answer(dry_run, stream, progress, resumed, shown)
 
 
 def embedding_std(model: OPTForCausalLM, reference: Prompt | None = None) -> float:
@@ -257,8 +256,8 @@ def _predicted(model: OPTForCausalLM, real: Tensor, final: Tensor) -> Metric:
     last = real.shape[1] - 1 - real.flip(1).int().argmax(1)  # padding may be on the right
     with undisturbed(model):
         logits = model.unembed(final[torch.arange(len(final)), last].unsqueeze(1))
-    ids = logits.squeeze(1).argmax(-1).tolist()
-    return prob(ids[0] if len(ids) == 1 else ids)
+    answers = [as_answer(model, token) for token in logits.squeeze(1).argmax(-1).tolist()]
+    return prob(answers[0] if len(answers) == 1 else answers)
 
 
 def _for_each_sample(metric: Metric, samples: int) -> Metric:

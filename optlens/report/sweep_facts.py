@@ -66,7 +66,8 @@ class SweepFacts:
         site: What was patched.
         kind: What was done.
         axes: The axes.
-        values: The metric of every patch, `[*axes]`, the mean over prompts; NaN if not computed.
+        values: The metric of every patch, `[*axes]`, the mean over prompts; NaN if not computed,
+            or if that is what the metric says.
         shown: The number written into each cell, `[*axes]`.
         effect: `shown` less that of the run without a patch, `[*axes]`: what cells are coloured by.
         scale: What `shown` is: "normalized" or "change".
@@ -75,7 +76,7 @@ class SweepFacts:
         clean: The metric of the clean run.
         corrupt: The metric of the corrupt run; NaN where there is none.
         prompts: The prompts.
-        missing: How many cells were not computed.
+        lacking: Which cells were not computed, `[*axes]`.
         metric: The metric as text.
         meaning: What it tells, in a sentence.
         top: Indices of the strongest cells, strongest first; none if no patch changes anything.
@@ -95,7 +96,7 @@ class SweepFacts:
     clean: float
     corrupt: float
     prompts: list[PromptFacts]
-    missing: int
+    lacking: np.ndarray
     metric: str
     meaning: str
     top: list[tuple[int, ...]]
@@ -108,6 +109,11 @@ class SweepFacts:
         names = [axis.name for axis in self.axes]
         listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         return f"{self.kind.name}: {self.site} by {listed}"
+
+    @property
+    def missing(self) -> int:
+        """How many cells were not computed."""
+        return int(self.lacking.sum())
 
     @property
     def short_metric(self) -> str:
@@ -171,7 +177,7 @@ def gather_sweep(result: "PatchResult", top: int = MOST_TOP) -> SweepFacts:
         clean=result.clean,
         corrupt=result.corrupt,
         prompts=prompts,
-        missing=int(np.isnan(values).sum()),
+        lacking=result.missing.numpy(),
         metric=str(about.get("metric", "metric")),
         meaning=meaning(str(about.get("metric", ""))),
         top=[tuple(map(int, np.unravel_index(at, values.shape))) for at in order],

@@ -79,7 +79,7 @@ def _cell(facts: SweepFacts, at: int) -> Html:
     effect, shown = float(facts.effect[index]), float(facts.shown[index])
     lines = [facts.place(index)]
     if np.isnan(effect):
-        lines[0] += ": not computed"
+        lines[0] += ": not computed" if facts.lacking[index] else ": the metric is NaN"
     else:
         lines.append(f"{number(shown, min(facts.limit, 0.099))}  {facts.scale}")
         lines.append(f"{facts.values[index]:.5g}  {visible(facts.short_metric)}")

@@ -36,8 +36,7 @@ class Filling:
         self.paused, self.trouble = False, ""
         self._in_python = False
         self._turns: dict[str, int] = {}  # of each picture, the newest that was heard of
-        cells = self.result.per_prompt.flatten(0, -2)
-        self._known_at_first = len(cells) - int(cells.isnan().any(-1).sum())
+        self._known_at_first = int((~self.result.missing).sum())
         self.is_scaled = has_scale(self.result)
 
     @property

@@ -68,7 +68,7 @@ class PatchingPart(SubjectPart):
         if result.per_prompt[..., 0].numel() > _MOST_CELLS:
             raise checks.InputError(
                 f"This result has {result.per_prompt[..., 0].numel():,} patches; a view shows "
-                f"{_MOST_CELLS:,} at most. Sweep over fewer layers= or neurons=, or use "
+                f"{_MOST_CELLS:,} at most. Sweep over fewer layers= or top_neurons=, or use "
                 "result.plot()."
             )
         if stream is not None:
@@ -209,6 +209,7 @@ class PatchingPart(SubjectPart):
         part = replace(
             result,
             per_prompt=result.per_prompt[index],
+            undefined=None if result.undefined is None else result.undefined[index],
             axes=result.axes[-2:],
             labels={axis: result.labels[axis] for axis in result.axes[-2:]},
             choices={axis: result.choices[axis] for axis in result.axes[-2:]},

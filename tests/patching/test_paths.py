@@ -269,9 +269,30 @@ def test_an_interrupted_run_returns_what_it_has(monkeypatch):
 
     monkeypatch.setattr("optlens.patching.path_wave.MOST_TOKENS", 1)
     monkeypatch.setattr(PathWave, "run", run_thrice)
-    with pytest.warns(UserWarning, match="Interrupted: 18 of 24"):
+    with pytest.warns(UserWarning, match="Interrupted: 9 of 12 paths") as caught:
         result = path_patch(model, clean, corrupt, "heads", "final", METRIC, progress=False)
-    assert not result.complete
+    assert [each.filename for each in caught] == [__file__]
+    assert not result.complete and int(result.missing.sum()) == 9
+
+
+def test_a_metric_that_gives_nan_has_been_computed():
+    clean, corrupt, _, _ = make_prompts()
+
+    def nothing(logits):
+        return last_difference(logits) * torch.nan
+
+    # from the last block on, a head at an early position has no path: nothing is run for it
+    with pytest.warns(UserWarning, match=r"nothing.* NaN.* 72 of 72") as caught:
+        result = path_patch(
+            make_model(),
+            clean,
+            corrupt,
+            metric=nothing,
+            over=("layer", "head", "pos"),
+            progress=False,
+        )
+    assert [each.filename for each in caught] == [__file__]
+    assert result.complete and result.undefined.all()
 
 
 def test_a_result_of_words_has_labels_and_can_be_printed():

@@ -1,5 +1,7 @@
 """Sweeps against one whole forward pass per patch, in every site, axis, direction and variant."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -329,6 +331,7 @@ def test_equal_prompts_need_no_run_at_all():
     plan = patch_sweep(model, clean, clean, metric=METRIC, dry_run=True)
     assert plan.runs == 0
     assert "18" in str(plan) or "36" in str(plan)
+    assert "\n0 portions, " in str(plan) and "\n1 portion, " in str(replace(plan, chunks=1))
     assert len(str(plan).splitlines()) == 4
 
 

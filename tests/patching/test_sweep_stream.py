@@ -1,11 +1,14 @@
 """Sweeps carried out bit by bit: the same numbers, whatever the portions and whatever goes wrong between."""
 
+import warnings
+
 import pytest
 import torch
 
 from optlens import Ablate, Scale
 from optlens.checks import InputError
 from optlens.patching import (
+    PatchResult,
     SweepStream,
     ablate_sweep,
     causal_trace,
@@ -14,6 +17,7 @@ from optlens.patching import (
 )
 from optlens.patching.stream import _next_goal
 from optlens.patching.wave import Wave
+from optlens.widgets import PatchingView
 from tests.patching.test_sweep import METRIC, make_model, make_prompts
 
 SHAPE = ("layer", "head", "pos")
@@ -180,15 +184,124 @@ def test_a_stream_goes_on_where_a_result_was_cut_short(tmp_path):
     torch.testing.assert_close(stream.result.per_prompt, whole.per_prompt)
 
 
-def test_a_metric_that_gives_nan_ends_all_the_same():
+@pytest.mark.parametrize("way", ["advance", "next", "whole", "view"])
+def test_a_metric_that_gives_nan_has_been_computed(way, tmp_path, monkeypatch):
+    """What is NaN by the metric is known: it is said once, counts as done and is not run again."""
+    model, (clean, corrupt, _, _) = make_model(), make_prompts()
+
+    def where_above(logits):
+        found = logits[:, -1, 5] - logits[:, -1, 6]
+        return torch.where(found > threshold, found, torch.nan)
+
+    arguments = (model, clean, corrupt, "z", ("layer", "head"))
+    truth = patch_sweep(*arguments, METRIC, progress=False)
+    first, second = truth.per_prompt.flatten(0, -2).sort(0).values.T
+    threshold = torch.stack([first[4:6].mean(), second[0] - 1.0])  # of each prompt, between values
+    low = (truth.per_prompt <= threshold).any(-1)
+    assert 0 < low.sum() < 12
+    with pytest.warns(UserWarning, match=f"where_above.* for {int(low.sum())} of 12") as caught:
+        if way == "whole":
+            result = patch_sweep(*arguments, where_above, progress=False)
+        else:
+            stream = patch_sweep(*arguments, where_above, stream=True)
+            result = stream.result
+            match way:
+                case "advance":
+                    finish(stream)
+                    stream.advance(1.0)
+                case "next":
+                    assert len(list(stream)) == 1
+                case "view":
+                    PatchingView(stream).run(progress=False)
+            assert stream.finished
+    assert [each.filename for each in caught] == [__file__]
+    assert result.complete and not result.missing.any()
+    assert torch.equal(result.undefined, low)
+    assert torch.equal(result.per_prompt.isnan().any(-1), low)
+    assert f"{int(low.sum())} NaN" in repr(result) and "not computed" not in repr(result)
+    result.save(tmp_path / "r.safetensors")
+    loaded = PatchResult.load(tmp_path / "r.safetensors")
+    assert loaded.complete and torch.equal(loaded.undefined, low)
+    page = result.show()._repr_html_()
+    assert "Not complete" not in page
+    monkeypatch.setattr(Wave, "run", lambda self, rows: pytest.fail("nothing is left to run"))
+    with pytest.warns(UserWarning, match="where_above"):
+        again = patch_sweep(*arguments, where_above, progress=False, resume=loaded)
+    assert again.complete
+
+
+def test_what_is_nan_without_being_run_is_known_and_said():
+    clean, _, _, _ = make_prompts()
+
+    def nothing(logits):
+        return logits[:, -1, 0] * torch.nan
+
+    with pytest.warns(UserWarning, match="for 12 of 12") as caught:
+        result = patch_sweep(
+            make_model(), clean, clean, "z", ("layer", "head"), nothing, progress=False
+        )
+    assert result.complete and len(caught) == 1
+
+
+def test_nan_of_the_metric_and_what_is_missing_are_told_apart(tmp_path):
     clean, corrupt, _, _ = make_prompts()
 
     def nothing(logits):
         return logits[:, -1, 0] * torch.nan
 
-    stream = patch_sweep(make_model(), clean, corrupt, "z", ("layer", "head"), nothing, stream=True)
-    finish(stream)
-    assert stream.finished and not stream.result.complete
+    arguments = (make_model(), clean, corrupt, "z", SHAPE, nothing)
+    stream = patch_sweep(*arguments, stream=True)
+    for _ in range(5):
+        stream.advance(1e-9)
+    missing = stream.result.missing
+    assert not stream.result.complete
+    assert not missing.flatten()[stream.filled].any()
+    assert int(missing.sum()) == sum(len(patches) > 0 for patches, _ in stream.sweep.patches) - 5
+    assert f"{int(missing.sum())} not computed" in repr(stream.result)
+    stream.result.save(tmp_path / "r.safetensors")
+    loaded = PatchResult.load(tmp_path / "r.safetensors")
+    assert torch.equal(loaded.missing, missing)
+    rest = patch_sweep(*arguments, stream=True, resume=loaded)
+    with pytest.warns(UserWarning, match=f"for {missing.numel()} of"):
+        finish(rest)
+    assert not set(rest.filled) & set(stream.filled) and rest.result.complete
+
+
+@pytest.mark.parametrize("kind", ["patching", "ablation", "knockout", "tracing"])
+def test_an_interrupt_is_said_at_the_callers_line_of_the_callers_patches(kind, monkeypatch):
+    model = make_model()
+    run = {"patching": lambda **more: sweep(model, **more)} | others(model)
+    whole = run[kind](progress=False)
+    carry_out, calls = Wave.run, []
+
+    def run_twice(self, rows):
+        calls.append(rows)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return carry_out(self, rows)
+
+    monkeypatch.setattr("optlens.patching.plan.MOST_TOKENS", 1)
+    monkeypatch.setattr(Wave, "run", run_twice)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        part = run[kind](progress=False)
+    (said,) = caught
+    assert said.filename == __file__
+    assert 0 < int(part.missing.sum()) < whole.values.numel()
+    told = f"{int(part.missing.sum())} of {whole.values.numel()} patches are missing"
+    assert told in str(said.message)
+    again = run[kind](progress=False, resume=part)
+    torch.testing.assert_close(again.per_prompt, whole.per_prompt)
+
+
+@pytest.mark.parametrize("kind", ["patching", "ablation", "knockout", "tracing"])
+@pytest.mark.parametrize("given", ["result.safetensors", torch.zeros(2)], ids=["path", "tensor"])
+def test_only_a_result_can_be_resumed(kind, given):
+    model = make_model()
+    run = {"patching": lambda **more: sweep(model, **more)} | others(model)
+    for stream in (True, False):
+        with pytest.raises(InputError, match="PatchResult.load"):
+            run[kind](resume=given, stream=stream, **({} if stream else {"progress": False}))
 
 
 def test_under_interventions_too():

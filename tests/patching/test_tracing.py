@@ -188,11 +188,18 @@ def test_the_subject_is_found_as_text_and_the_metric_is_the_prediction():
     )
     assert result.metadata["subject"] == [[2, 3, 4]]
     assert result.labels["pos"][4] == "4:  France"
-    likeliest = model(prompt).logits[0, -1].detach().softmax(-1).max()
+    likeliest, token = model(prompt).logits[0, -1].detach().softmax(-1).max(-1)
     assert result.clean == pytest.approx(float(likeliest), rel=1e-4)  # float32
-    assert result.metadata["metric"].startswith("prob(")
+    assert result.metadata["metric"] == f"prob({model.tokenizer.decode(int(token))!r})"
     assert result.axes == ("layer", "pos")
     assert list(result.values.shape) == [2, 6]
+
+
+def test_the_prediction_is_named_by_its_id_where_there_is_no_tokenizer():
+    model, tokens = make_model(), make_prompts()[0]
+    result = causal_trace(model, tokens, (1,), samples=2, layers=[0], progress=False)
+    ids = model(tokens).logits[:, -1].argmax(-1).tolist()
+    assert result.metadata["metric"] == f"prob({ids})"
 
 
 def test_several_sites_are_an_axis_and_a_plan_says_what_they_cost():

@@ -41,6 +41,9 @@ def pages(examples, result, tmp_path_factory):
     PatchingView(result).to_html(folder / "patching.html")
     pair = make_result("layer", "pos", labels=shared.LABELS)
     PatchingView(pair).to_html(folder / "pair.html")
+    pair.per_prompt[1, 2] = torch.nan
+    pair.undefined = pair.per_prompt.isnan().any(-1)
+    PatchingView(pair).to_html(folder / "undefined.html")
     return folder
 
 
@@ -103,6 +106,15 @@ def test_a_patch_is_chosen_and_read(visit, result):
     assert float(cell.inner_text()) == pytest.approx(value, abs=0.006)
     page.keyboard.press("b")
     assert page.locator(".ol-details button[aria-pressed='true']").count() == 1
+    assert page.complaints == []
+
+
+def test_what_is_nan_by_the_metric_is_not_called_missing(visit):
+    page = visit("undefined")
+    page.locator(".ol-cell[data-row='1'][data-column='2']").click()
+    assert page.locator(".ol-cell[aria-selected='true']").inner_text() == "–"
+    assert "no number" in page.locator(".ol-details .ol-fact").first.inner_text()
+    assert page.locator(".ol-partial").is_hidden()
     assert page.complaints == []
 
 

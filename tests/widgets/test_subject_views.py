@@ -135,6 +135,18 @@ def test_a_partial_result_says_so():
     assert repr(view) == "PatchingView(z: layer=3, head=4, 4 not computed)"
     assert PatchingPart(result).state(0)["missing"] == 4
     assert "Not complete: 4 patches" in str(view._fallback())
+    result.undefined = result.per_prompt.isnan().any(-1)  # that is what the metric says
+    view = PatchingView(result)
+    assert repr(view) == "PatchingView(z: layer=3, head=4)"
+    assert PatchingPart(result).state(0)["missing"] == 0
+    assert "Not complete" not in str(view._fallback())
+
+
+def test_a_table_of_four_axes_is_drawn_where_the_metric_is_nan():
+    result = make_result("component", "layer", "head", "pos")
+    result.per_prompt[0, 1, 2, 3] = torch.nan
+    result.undefined = result.per_prompt.isnan().any(-1)
+    assert PatchingPart(result).figure({}, "light", False).axes
 
 
 def test_what_cannot_be_shown_is_refused():

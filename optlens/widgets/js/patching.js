@@ -89,6 +89,7 @@ export function patchingView({ state: first, main, tools, theme, selection, ask,
   const at = (where, which = modes[mode].numbers) => (which ? which.data[flatIndex(where, shape)] : NaN);
   const placeName = (where) => axes.map((axis, i) => entryName(axis, where[i])).join(", ");
   const shown = (value) => fixedFor(value, modes[mode].limit);
+  const gap = () => (state.missing ? "not computed" : "no number"); // which a metric may say
   const colours = (value) => {
     if (Number.isNaN(value)) return [theme().masked, theme().muted];
     const { base, limit } = modes[mode];
@@ -114,7 +115,7 @@ export function patchingView({ state: first, main, tools, theme, selection, ask,
       const [ground, ink] = theme() ? colours(value) : [];
       return {
         children: [shown(value)], ground, ink,
-        label: `${placeName(where)}: ${modes[mode].text} ${Number.isNaN(value) ? "not computed" : shown(value)}`,
+        label: `${placeName(where)}: ${modes[mode].text} ${Number.isNaN(value) ? gap() : shown(value)}`,
       };
     },
     choose: (row, column) => choose(indexOf(row, column)),
@@ -228,7 +229,7 @@ export function patchingView({ state: first, main, tools, theme, selection, ask,
       const [value, ends] = [at(where, numbers), [at(where, low), at(where, high)]];
       const known = !ends.some(Number.isNaN);
       return h("div.ol-fact", {}, h("span", {}, text),
-        h("span", {}, h("b", {}, Number.isNaN(value) ? "not computed" : number(value)), known ? ` [${number(ends[0])}, ${number(ends[1])}]` : ""));
+        h("span", {}, h("b", {}, Number.isNaN(value) ? gap() : number(value)), known ? ` [${number(ends[0])}, ${number(ends[1])}]` : ""));
     });
   }
 
