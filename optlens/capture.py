@@ -16,7 +16,8 @@ from optlens.attention_mask import real_tokens
 from optlens.hooks import HookPoint
 from optlens.interventions import Intervention, intervene
 from optlens.names import get_act_name
-from optlens.recorder import Recorder, plan_bytes, plan_of
+from optlens.pinned import pinned_bytes
+from optlens.recorder import Plan, Recorder, plan_bytes, plan_of
 from optlens.recording import WHAT, Recording
 from optlens.selection import Selection, resolve_what, select, select_positions
 
@@ -110,11 +111,43 @@ def estimate_bytes(
         >>> estimate_bytes(OPTConfig(), pos=512, what="attention")  # 12 * 12 * 512 * 512 * 4
         150994944
     """
-    wanted = resolve_what(what, config)
+    return plan_bytes(_plan(config, (batch, pos), what, layers, heads), dtype)
+
+
+def estimate_pinned_bytes(
+    config: OPTConfig,
+    pos: int,
+    batch: int = 1,
+    what: str | Iterable[str] = WHAT,
+    layers: Selection = None,
+    heads: Selection = None,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """Return how many bytes more a recording takes if it leaves a GPU by way of pinned memory.
+
+    Arguments are those of `estimate_bytes`. Each of its tensors is a buffer of its own, see
+    `optlens.pinned.pinned_bytes`. Computed from PyTorch's source, not measured.
+
+    Example:
+        >>> from optlens import OPTConfig
+        >>> estimate_pinned_bytes(OPTConfig(), pos=512, what="attention")  # 2**28 - 12 * 12 * 2**20
+        117440512
+    """
+    plan = _plan(config, (batch, pos), what, layers, heads)
+    sizes = [plan_bytes({name: entry}, dtype) for name, entry in plan.items()]
+    return sum(pinned_bytes(size) - size for size in sizes)
+
+
+def _plan(
+    config: OPTConfig,
+    shape: tuple[int, int],
+    what: str | Iterable[str],
+    layers: Selection,
+    heads: Selection,
+) -> Plan:
     chosen_layers = select(layers, config.n_layers, "layers")
     chosen_heads = select(heads, config.n_heads, "heads")
-    plan = plan_of(wanted, config, chosen_layers, chosen_heads, (batch, pos), None)
-    return plan_bytes(plan, dtype)
+    return plan_of(resolve_what(what, config), config, chosen_layers, chosen_heads, shape, None)
 
 
 def _run(model: OPTForCausalLM, tokens: Tensor, mask: Tensor | None, recorder: Recorder) -> None:

@@ -17,6 +17,8 @@ NF4_CODES = 16
 QUANTIZED = ("int8", "nf4")
 # The logit lens works on so many bytes of one float32 table [positions, d_vocab] at a time.
 LENS_TABLES = 4
+# On the CPU, glibc keeps what is freed of smaller tensors (DEFAULT_MMAP_THRESHOLD_MAX) for reuse.
+KEPT_BELOW = 32 * 2**20
 _POSITION_BYTES = 8
 
 
@@ -101,6 +103,54 @@ def forward_bytes(config: OPTConfig, batch: int, pos: int, itemsize: int) -> int
     return max(_in_mlp(config, tokens), last) + pos * _POSITION_BYTES
 
 
+def block_bytes(config: OPTConfig, batch: int, pos: int, itemsize: int) -> int:
+    """Return the most bytes that a forward pass holds inside a block; arguments as there."""
+    return _in_mlp(config, batch * pos * itemsize)
+
+
+def forward_heap_bytes(config: OPTConfig, batch: int, pos: int, itemsize: int) -> int:
+    """Return what a process on the CPU holds more when logits come: memory that blocks have freed.
+
+    The C library gives large tensors back to the system, and keeps what was freed of smaller ones
+    for others to use. Logits are too large to lie there, so the memory of a block's tensors is
+    still in the process, empty, when they are at their most.
+
+    Args:
+        config: The model's config.
+        batch: Prompts.
+        pos: Tokens of each.
+        itemsize: Bytes of a number.
+    """
+    tokens = batch * pos * itemsize
+    if tokens * config.d_vocab < KEPT_BELOW:
+        return 0
+    last = tokens * (config.d_model + config.word_embed_proj_dim + config.d_vocab)
+    kept = sum(
+        count * tokens * width for count, width in _in_block(config) if tokens * width < KEPT_BELOW
+    )
+    return max(0, last + kept - max(_in_mlp(config, tokens), last))
+
+
+def lens_heap_bytes(
+    config: OPTConfig, batch: int, pos: int, itemsize: int, chunk_bytes: int
+) -> int:
+    """Return what a process on the CPU holds more while it computes a stored logit lens.
+
+    Of half precision, logits come in that before they are widened; the memory stays, see
+    `forward_heap_bytes`.
+
+    Args:
+        config: The model's config.
+        batch: Prompts.
+        pos: Tokens of each.
+        itemsize: Bytes of a number.
+        chunk_bytes: As for `lens_bytes`.
+    """
+    narrow = _lens_positions(config, batch, pos, chunk_bytes) * config.d_vocab * itemsize
+    # widened they must be large, or they would take that memory themselves
+    return narrow if itemsize < 4 and narrow < KEPT_BELOW <= narrow // itemsize * 4 else 0
+
+
 def recording_run_bytes(
     config: OPTConfig,
     batch: int,
@@ -152,7 +202,7 @@ def lens_bytes(
         rows: Residual streams that it reads.
         chunk_bytes: Bytes of one float32 table of logits that it works on at a time.
     """
-    positions = min(batch * pos, max(1, chunk_bytes // (4 * config.d_vocab)))
+    positions = _lens_positions(config, batch, pos, chunk_bytes)
     tables = LENS_TABLES * positions * config.d_vocab * max(4, itemsize)
     gathered = rows * batch * pos * config.d_model * itemsize if batch > 1 else 0
     return tables + gathered
@@ -163,7 +213,16 @@ def kept_lens_bytes(batch: int, pos: int, rows: int, top_k: int) -> int:
     return rows * batch * pos * (top_k * (8 + 4) + 4 + 4)
 
 
-def _in_mlp(config: OPTConfig, tokens: int) -> int:
-    """Count the streams and neurons alive at the end of an MLP: `tokens` is bytes a column."""
+def _lens_positions(config: OPTConfig, batch: int, pos: int, chunk_bytes: int) -> int:
+    return min(batch * pos, max(1, chunk_bytes // (4 * config.d_vocab)))
+
+
+def _in_block(config: OPTConfig) -> list[tuple[int, int]]:
+    """Count the tensors alive at the end of an MLP: how many, and their columns."""
     streams = 7 if config.do_layer_norm_before else 6
-    return tokens * (streams * config.d_model + 2 * config.d_mlp)
+    return [(streams, config.d_model), (2, config.d_mlp)]
+
+
+def _in_mlp(config: OPTConfig, tokens: int) -> int:
+    """Count the bytes alive at the end of an MLP: `tokens` is bytes a column."""
+    return tokens * sum(count * width for count, width in _in_block(config))

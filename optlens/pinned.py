@@ -28,6 +28,20 @@ def host_tensor(size: Iterable[int], dtype: torch.dtype, source: torch.device) -
     return torch.empty(*size, dtype=dtype)
 
 
+def pinned_bytes(n_bytes: int) -> int:
+    """Return the bytes of a pinned buffer, which PyTorch rounds up to a power of two.
+
+    So does its `CachingHostAllocator` (`aten/src/ATen/core/CachingHostAllocator.h`, PyTorch 2.13),
+    unless PYTORCH_ALLOC_CONF sets `pinned_max_round_threshold_mb`; it keeps freed buffers for
+    reuse. This is computed from that source, not measured.
+
+    Example:
+        >>> pinned_bytes(150_994_944) == 2**28
+        True
+    """
+    return 1 << (n_bytes - 1).bit_length() if n_bytes else 0
+
+
 def copy_later(target: Tensor, value: Tensor) -> None:
     """Order a copy to pinned memory; before the host reads it, `wait_for` the value's device.
 

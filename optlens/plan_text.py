@@ -27,6 +27,10 @@ def text_of_plan(plan: MemoryPlan) -> str:
         rows.append(("", plan.recording_run, "while it runs"))
     if plan.sweep:
         rows.append(("patching sweep", plan.sweep, "two recorded runs and a portion of patches"))
+    if plan.pinned:
+        rows.append(("", plan.pinned, "buffers of pinned memory are powers of two"))
+    if plan.heap:
+        rows.append(("heap", plan.heap, "freed, and kept by the process for reuse"))
     lines += [f"  {what:15} {describe_bytes(n):>10}  {note}".rstrip() for what, n, note in rows]
     lines += ["", f"Placement: {plan.placement}", ""]
     for device, needed in plan.per_device.items():

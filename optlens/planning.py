@@ -9,16 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optlens.capture import estimate_bytes
 from optlens.checkpoints.arrangement import (
     PROMPT_LENGTH,
     Arrangement,
-    Demand,
     arrange,
     as_given,
     settle_dtype,
@@ -26,20 +23,10 @@ from optlens.checkpoints.arrangement import (
 )
 from optlens.checkpoints.placement import parse_dtype
 from optlens.config import OPTConfig
-from optlens.footprint import (
-    QUANTIZED,
-    cache_bytes,
-    forward_bytes,
-    kept_lens_bytes,
-    lens_bytes,
-    module_bytes,
-    recording_run_bytes,
-)
-from optlens.lens.logit import CHUNK_BYTES, STORED_TOP_K
-from optlens.patching.forecast import sweep_bytes
+from optlens.footprint import QUANTIZED, cache_bytes, forward_bytes
 from optlens.plan_inputs import Stored, find_stored, memory_of
+from optlens.plan_runs import Runs
 from optlens.recording import WHAT
-from optlens.selection import resolve_what, select
 
 if TYPE_CHECKING:
     from optlens.model import OPTForCausalLM
@@ -64,6 +51,11 @@ class MemoryPlan:
         recording: Bytes that a recording keeps; 0 if none is asked for.
         recording_run: Most bytes that its run holds beside weights and what is kept.
         sweep: Bytes that a patching sweep takes beside the weights; 0 if none is asked for.
+        heap: Bytes of freed memory that the process keeps at the peak, where the CPU computes. Of a
+            sweep it is an estimate: what its portions are bounded by.
+        pinned: Bytes that a recording of a model on a GPU takes in main memory beyond its own, as
+            PyTorch rounds buffers of pinned memory up to powers of two. Computed from PyTorch's
+            source, not measured.
         memory: Device -> bytes that are free there, or stated; None where the system does not say.
         arrangement: Where the parts would go, and what each device would hold.
         advice: What to change if it does not fit, each of which would help; else nothing.
@@ -80,6 +72,8 @@ class MemoryPlan:
     recording: int
     recording_run: int
     sweep: int
+    heap: int
+    pinned: int
     memory: dict[str, int | None]
     arrangement: Arrangement
     advice: tuple[str, ...] = ()
@@ -126,7 +120,8 @@ class MemoryPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON holds it."""
         names = ("name", "quantize", "batch", "prompt_length", "weights", "kv_cache", "activations")
-        names += ("recording", "recording_run", "sweep", "memory", "fits", "placement")
+        names += ("recording", "recording_run", "sweep", "heap", "pinned", "memory", "fits")
+        names += ("placement",)
         facts = {name: getattr(self, name) for name in names}
         facts |= {"dtype": str(self.dtype).removeprefix("torch."), "total": self.total}
         facts |= {"per_device": self.per_device, "device_map": self.arrangement.device_map}
@@ -137,83 +132,6 @@ class MemoryPlan:
         from optlens.plan_text import text_of_plan
 
         return text_of_plan(self)
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """What is to be run, and in what.
-
-    Attributes:
-        config: The model's config.
-        dtype: Of weights and activations.
-        quantize: As in `plan`.
-        batch: Prompts.
-        pos: Tokens of each.
-        record: Options of `record`, or None.
-        sweep: Options of `patch_sweep`, or None.
-    """
-
-    config: OPTConfig
-    dtype: torch.dtype
-    quantize: str | None
-    batch: int
-    pos: int
-    record: dict[str, Any] | None
-    sweep: dict[str, Any] | None
-
-    @property
-    def _shape(self) -> tuple[OPTConfig, int, int, int]:
-        return self.config, self.batch, self.pos, self.dtype.itemsize
-
-    def modules(self) -> dict[str, int]:
-        return module_bytes(self.config, self.dtype.itemsize, self.quantize)
-
-    def recording(self) -> int:
-        """Count what a recording keeps: values, tokens and mask, and the stored lens."""
-        if self.record is None:
-            return 0
-        options = {key: self.record[key] for key in ("what", "layers", "heads", "dtype")}
-        options["dtype"] = options["dtype"] or self.dtype
-        values = estimate_bytes(self.config, self.pos, self.batch, **options)
-        return values + self._lens()[0] + 9 * self.batch * self.pos
-
-    def recording_run(self) -> int:
-        if self.record is None:
-            return 0
-        wanted = resolve_what(self.record["what"], self.config)
-        chosen = len(select(self.record["heads"], self.config.n_heads, "heads"))
-        squares = ("attention", "pattern", "attn_scores")
-        run = recording_run_bytes(
-            *self._shape,
-            patterns=any(n in squares or n.endswith(("pattern", "attn_scores")) for n in wanted),
-            heads=chosen if chosen < self.config.n_heads else 0,
-            results=any(name.endswith("result") for name in wanted),
-        )
-        return max(run, self._lens()[1])
-
-    def _lens(self) -> tuple[int, int]:
-        """Count a stored logit lens: what is kept, and what computing it holds beside."""
-        if "logit_lens" not in resolve_what(self.record["what"], self.config):
-            return 0, 0
-        rows = 1 + len(select(self.record["layers"], self.config.n_layers, "layers"))
-        kept = kept_lens_bytes(self.batch, self.pos, rows, min(STORED_TOP_K, self.config.d_vocab))
-        return kept, lens_bytes(*self._shape, rows, CHUNK_BYTES)
-
-    @cached_property
-    def sweeping(self) -> int:
-        if self.sweep is None:
-            return 0
-        itemsize = self.dtype.itemsize
-        return sweep_bytes(self.config, self.pos, self.batch, itemsize, **self.sweep)
-
-    def demand(self) -> Demand:
-        """Add up what lies where, for the runs that were asked for, else for a forward pass."""
-        working, cache, kept = max(self.recording_run(), self.sweeping), 0, self.recording()
-        if self.record is None and self.sweep is None:
-            working, cache = forward_bytes(*self._shape), cache_bytes(*self._shape)
-        elif kept and torch.device(self.record["device"]).type != "cpu":
-            working, kept = working + kept, 0
-        return Demand(self.modules(), cache, working, kept, self.config.tie_word_embeddings)
 
 
 def plan(
@@ -262,7 +180,7 @@ def plan(
             f"of 1 to {stored.config.n_ctx} tokens."
         )
     memory = memory_of(device)
-    runs = _Runs(
+    runs = Runs(
         stored.config,
         torch.float32,
         quantize,
@@ -272,7 +190,7 @@ def plan(
         _sweep_options(sweep),
     )
     runs = replace(runs, dtype=_choose_dtype(runs, dtype, stored, memory, device_map))
-    found = _arranged(runs, memory, device_map)
+    found, demand = _arranged(runs, memory, device_map), runs.demand()
     return MemoryPlan(
         stored.name,
         runs.dtype,
@@ -280,11 +198,13 @@ def plan(
         batch,
         prompt_length,
         sum(runs.modules().values()),
-        cache_bytes(*runs._shape),
-        forward_bytes(*runs._shape),
+        cache_bytes(*runs.shape),
+        forward_bytes(*runs.shape),
         runs.recording(),
         runs.recording_run(),
-        runs.sweeping,
+        runs.sweeping[0],
+        demand.heap_on(found.weights),
+        demand.pinned_from(found.weights),
         memory,
         found,
         () if found.fits else tuple(_advice(runs, memory, device_map, found)),
@@ -292,7 +212,7 @@ def plan(
 
 
 def _arranged(
-    runs: _Runs, memory: dict[str, int | None], device_map: str | Mapping[str, str | int] | None
+    runs: Runs, memory: dict[str, int | None], device_map: str | Mapping[str, str | int] | None
 ) -> Arrangement:
     demand = runs.demand()
     if isinstance(device_map, Mapping):
@@ -309,7 +229,7 @@ def _arranged(
 
 
 def _choose_dtype(
-    runs: _Runs,
+    runs: Runs,
     dtype: str | torch.dtype,
     stored: Stored,
     memory: dict[str, int | None],
@@ -356,7 +276,7 @@ def _table(name: str, given: Any, first: str, options: Iterable[str]) -> dict[st
 
 
 def _advice(
-    runs: _Runs,
+    runs: Runs,
     memory: dict[str, int | None],
     device_map: str | Mapping[str, str | int] | None,
     found: Arrangement,

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +34,29 @@ def test_the_gpu_benchmark_runs_small_on_the_cpu(script, tmp_path: Path, capsys)
     for work in ("forward 1 x 16", "record 1 x 16", "sweep resid_pre", "decode 8 x 4"):
         assert sum(name.startswith(work) for name in names) >= 2
     assert "planned MB of a forward 1 x 16, bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak of a process"
+)
+@pytest.mark.parametrize(
+    ("size", "dtype", "run", "tokens", "batch"),
+    [
+        ("125m", "float32", "forward", 256, 1),
+        ("125m", "bfloat16", "forward", 64, 4),
+        ("125m", "float32", "record", 128, 1),
+        ("125m", "bfloat16", "record:residual", 128, 2),
+        ("350m", "bfloat16", "record:attention", 128, 1),
+    ],
+)
+def test_a_process_takes_what_was_planned(size, dtype, run: str, tokens: int, batch: int):
+    """Within 5 %, of what the system says of a fresh process."""
+    case = [size, dtype, run, str(tokens), str(batch)]
+    command = [sys.executable, str(BENCHMARKS / "planning.py"), "--once", *case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    planned, measured, *_ = json.loads(done.stdout.splitlines()[-1])
+    assert planned == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -44,7 +44,7 @@ LAYERS = [
     {"capture", "evaluate"},
     {"generation"},
     {"circuits"},
-    {"planning", "plan_inputs", "plan_text"},
+    {"planning", "plan_inputs", "plan_runs", "plan_text"},
     {""},  # the package's own front: `optlens/__init__.py` gathers the public names
     {"report"},
     {"widgets"},

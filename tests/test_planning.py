@@ -87,9 +87,117 @@ def test_sweep_is_what_the_sweep_itself_expects():
     config = tiny_config()
     options = {"site": "z", "over": ("layer", "head"), "memory_budget": 500_000}
     made = plan(config, device=ROOM, prompt_length=20, sweep=options)
-    assert made.sweep == sweep_bytes(config, 20, 1, 4, **options)
-    assert made.total == made.weights + made.sweep
-    assert plan(config, device=ROOM, prompt_length=20, sweep=True).sweep == sweep_bytes(config, 20)
+    assert (made.sweep, made.heap) == sweep_bytes(config, 20, 1, 4, **options)
+    assert made.total == made.weights + made.sweep + made.heap
+    made = plan(config, device=ROOM, prompt_length=20, sweep=True)
+    assert (made.sweep, made.heap) == sweep_bytes(config, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "pos"), [(1, 24), (3, 17)])
+@pytest.mark.parametrize(
+    ("site", "over"),
+    [
+        ("resid_pre", ("layer", "pos")),
+        ("z", ("layer", "head")),
+        ("pattern", ("layer", "head")),
+        ("attn_scores", ("layer", "head")),
+        ("k", ("layer", "pos")),
+        ("mlp_post", ("layer", "pos")),
+        ("attn_out", ("layer", "pos")),
+    ],
+)
+def test_sweep_takes_what_was_planned(dtype, batch: int, pos: int, site: str, over: tuple):
+    model = random_model(tiny_config(**SMALL | {"num_hidden_layers": 4}), dtype)
+    made = plan(
+        model, device=ROOM, batch=batch, prompt_length=pos, sweep={"site": site, "over": over}
+    )
+    clean = tokens_of(batch, pos)
+    corrupt = torch.cat([clean[:, :1], clean[:, 1:] + 1], dim=1)
+    metric = optlens.metrics.logit_diff(5, 6)
+    taken = measured(
+        lambda: optlens.patch_sweep(model, clean, corrupt, site, over, metric, progress=False)
+    )
+    assert made.sweep == pytest.approx(taken, rel=SHARE)
+
+
+@pytest.mark.parametrize("ffn_dim", [64, 256])
+@pytest.mark.parametrize(
+    ("site", "batch", "pos", "too_high"),
+    [
+        ("mlp_post", 1, 33, SHARE),
+        ("q", 3, 17, SHARE),
+        ("z", 1, 33, SHARE),
+        ("attn_out", 2, 33, SHARE),
+        # short ones are recorded in one run, of whose last block some values are counted twice
+        ("mlp_post", 1, 24, 0.25),
+        ("z", 2, 10, 0.25),
+    ],
+)
+def test_small_sweep_takes_what_was_planned(
+    ffn_dim: int, site: str, batch: int, pos: int, too_high: float
+):
+    """With few patches the recorded runs are most of it, and every small term shows."""
+    shape = SMALL | {"num_hidden_layers": 2, "ffn_dim": ffn_dim}
+    model = random_model(tiny_config(**shape))
+    sweep = {"site": site, "over": ("layer",)}
+    made = plan(model, device=ROOM, batch=batch, prompt_length=pos, sweep=sweep)
+    clean = tokens_of(batch, pos)
+    corrupt = torch.cat([clean[:, :1], clean[:, 1:] + 1], dim=1)
+    metric = optlens.metrics.logit_diff(5, 6)
+    taken = measured(
+        lambda: optlens.patch_sweep(model, clean, corrupt, **sweep, metric=metric, progress=False)
+    )
+    assert (1 - SHARE) * taken <= made.sweep <= (1 + too_high) * taken
+
+
+# ------------------------------------------------------------------ beside the tensors
+
+
+def test_what_blocks_have_freed_stays_in_the_process_on_a_cpu():
+    """Tensors of less than 32 MiB are on the heap, and logits of more are not."""
+    config = OPTConfig.from_name("opt-125m")
+    on_cpu = plan(config, device=ROOM, prompt_length=512)
+    assert on_cpu.heap == 512 * 4 * (7 * 768 + 2 * 3072)
+    assert on_cpu.total == on_cpu.weights + on_cpu.kv_cache + on_cpu.activations + on_cpu.heap
+    assert "heap               23.6 MB" in str(on_cpu)
+    assert on_cpu.to_dict()["heap"] == on_cpu.heap
+    few = plan(config, device=ROOM, prompt_length=100)  # logits of 20 MB find room there
+    assert few.heap == 0
+    many = plan(config, device=ROOM, prompt_length=512, batch=8)  # neurons of 50 MB are no part
+    assert many.heap == 8 * 512 * 4 * 7 * 768
+    assert plan(config, device={"cuda:0": "24GiB"}, prompt_length=512).heap == 0
+    streamed = plan(config, device=ROOM, prompt_length=512, device_map="stream")
+    assert streamed.heap == on_cpu.heap
+    assert streamed.total == streamed.arrangement.weights["cpu"] + on_cpu.total - on_cpu.weights
+
+
+def test_half_precision_logits_of_the_lens_stay_in_the_process_on_a_cpu():
+    options = {"device": ROOM, "prompt_length": 512, "record": True}
+    narrow = plan("opt-125m", dtype="bfloat16", **options)
+    assert narrow.heap == 318 * 50272 * 2  # as many positions as a table of 64 MB has
+    assert narrow.total == narrow.weights + narrow.recording + narrow.recording_run + narrow.heap
+    assert plan("opt-125m", dtype="float32", **options).heap == 0
+    few = plan("opt-125m", dtype="bfloat16", **options | {"prompt_length": 64})
+    assert few.heap == 0  # the widened table is small, too
+
+
+def test_recording_that_leaves_a_gpu_is_in_buffers_of_powers_of_two():
+    """Computed from PyTorch's source; there is nothing to measure without a GPU."""
+    memory = {"cuda:0": "24GiB", "cpu": "64GiB"}
+    options = {"prompt_length": 512, "dtype": "float32"}
+    made = plan("opt-125m", device=memory, record=("attention", "residual"), **options)
+    sizes = [12 * 12 * 512 * 512 * 4, 13 * 512 * 768 * 4, 512 * 768 * 4]
+    assert made.recording == sum(sizes) + 9 * 512
+    assert made.pinned == 2**28 + 2**25 + 2**21 - sum(sizes)
+    assert made.per_device["cpu"] == made.recording + made.pinned
+    assert "pinned memory are powers of two" in str(made)
+    assert made.to_dict()["pinned"] == made.pinned
+    streamed = plan("opt-125m", device=memory, record=True, device_map="stream", **options)
+    assert streamed.per_device["cpu"] == streamed.recording + streamed.pinned > streamed.recording
+    here = {"what": "attention", "device": "cuda:0"}
+    assert plan("opt-125m", device=memory, record=here, **options).pinned == 0
+    assert plan("opt-125m", device={"cpu": "64GiB"}, record=True, **options).pinned == 0
 
 
 def test_recording_is_what_record_itself_expects():
@@ -184,11 +292,11 @@ def test_a_recording_lies_on_its_device():
     options = {"prompt_length": 2048, "dtype": "float16"}
     memory = {"cuda:0": "80GiB", "cpu": "64GiB"}
     on_cpu = plan("opt-13b", device=memory, record="attention", **options)
-    assert on_cpu.per_device["cpu"] == on_cpu.recording
+    assert on_cpu.per_device["cpu"] == on_cpu.recording + on_cpu.pinned
     there = {"what": "attention", "device": "cuda:0"}
     on_gpu = plan("opt-13b", device=memory, record=there, **options)
     assert set(on_gpu.per_device) == {"cuda:0"}
-    assert on_gpu.total == on_cpu.total
+    assert on_gpu.total == on_cpu.total - on_cpu.pinned
 
 
 def test_a_stated_placement_is_judged():

@@ -33,6 +33,8 @@ class Demand:
         working: Bytes that a run holds at its peak on each device that computes.
         kept: Bytes that stay on the CPU, as recordings do.
         tied: Whether the unembedding is the embedding, and so has its device.
+        heap: Bytes of freed memory that the process keeps, if the CPU computes.
+        pinned: Bytes that `kept` takes more if it comes from a GPU, by way of pinned memory.
     """
 
     modules: Mapping[str, int]
@@ -40,6 +42,20 @@ class Demand:
     working: int
     kept: int
     tied: bool
+    heap: int = 0
+    pinned: int = 0
+
+    def working_on(self, device: str) -> int:
+        """Return what a run holds on a device that computes."""
+        return self.working + self.heap_on([device])
+
+    def heap_on(self, devices: Iterable[str]) -> int:
+        """Return what is kept of freed memory, if the CPU is among the devices that compute."""
+        return self.heap if "cpu" in devices else 0
+
+    def pinned_from(self, devices: Iterable[str]) -> int:
+        """Return what pinned buffers take beyond `kept`, if the first of the devices is a GPU."""
+        return self.pinned if next(iter(devices), "cpu").startswith("cuda") else 0
 
     @property
     def n_blocks(self) -> int:
@@ -124,12 +140,12 @@ def filled(demand: Demand, devices: list[str], memory: Mapping[str, int | None])
     per_block = demand.cache // max(demand.n_blocks, 1)
     placed: dict[str, str] = {}
     left = list(devices)
-    used = demand.working
+    used = demand.working_on(left[0])
     for name, size in demand.modules.items():
         size += per_block if name.startswith(BLOCK) else 0
         while len(left) > 1 and not _enough(used + size, memory[left[0]]):
             left.pop(0)
-            used = demand.working
+            used = demand.working_on(left[0])
         placed[name] = left[0]
         used += size
     return _over_several(demand, _front_together(placed), memory)
@@ -139,8 +155,8 @@ def streamed(demand: Demand, device: str, memory: Mapping[str, int | None]) -> A
     """Leave the blocks on the disk; two of them are in memory at a time."""
     blocks = [size for name, size in demand.modules.items() if name.startswith(BLOCK)]
     weights = {device: sum(demand.modules.values()) - sum(blocks) + sum(blocks[:2])}
-    needed = {device: weights[device] + demand.cache + demand.working}
-    needed["cpu"] = needed.get("cpu", 0) + demand.kept
+    needed = {device: weights[device] + demand.cache + demand.working_on(device)}
+    needed["cpu"] = needed.get("cpu", 0) + demand.kept + demand.pinned_from(weights)
     return _judged("stream", {"": device, BLOCK.rstrip("."): "disk"}, weights, needed, memory)
 
 
@@ -257,11 +273,13 @@ def _total(
         blocks[device] = blocks.get(device, 0) + name.startswith(BLOCK)
     weights.pop("disk", None)
     needed = {
-        device: size + demand.working + demand.cache * blocks[device] // max(demand.n_blocks, 1)
+        device: size
+        + demand.working_on(device)
+        + demand.cache * blocks[device] // max(demand.n_blocks, 1)
         for device, size in weights.items()
     }
     if demand.kept:
-        needed["cpu"] = needed.get("cpu", 0) + demand.kept
+        needed["cpu"] = needed.get("cpu", 0) + demand.kept + demand.pinned_from(weights)
     return _judged(kind, device_map, weights, needed, memory)
 
 

@@ -34,7 +34,7 @@ from optlens.checkpoints.matching import EMBEDDING, Places
 from optlens.checkpoints.placement import free_memory, parse_device, weight_bytes
 from optlens.checkpoints.read import Weights
 from optlens.config import OPTConfig
-from optlens.footprint import cache_bytes, forward_bytes
+from optlens.footprint import cache_bytes, forward_bytes, forward_heap_bytes
 from optlens.memory import describe_bytes
 
 RULES = ("auto", "balanced", "stream")
@@ -236,7 +236,8 @@ def _demand(
         )
         for unit, names in units.items()
     }
-    return Demand(modules, cache_bytes(*shape), forward_bytes(*shape), 0, tied)
+    working, heap = forward_bytes(*shape), forward_heap_bytes(*shape)
+    return Demand(modules, cache_bytes(*shape), working, 0, tied, heap)
 
 
 def _too_large(found: Arrangement, dtype: torch.dtype) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -130,19 +129,14 @@ def both_runs(
     masks = None if mask is None else torch.cat([mask, mask])
     both = run_base(model, torch.cat([given, patched]), masks, site_names)
     first, second = slice(len(given)), slice(len(given), None)
-
-    def kept(part: slice, names: Iterable[str]) -> dict[str, list[Tensor]]:
-        # copies: of the first run most is not needed
-        return {name: [value[part].clone() for value in both.values[name]] for name in names}
-
-    base = BaseRun(
-        both.tokens[second],
-        both.seen[second],
-        both.padded,
-        kept(second, both.values),
-        both.final[second],
-    )
-    return kept(first, site_names), both.final[first], base
+    sources, values = {}, {}
+    for name in sorted(both.values):  # copies: of the first run most is not needed
+        layers = both.values.pop(name)
+        values[name] = [value[second].clone() for value in layers]
+        if name in site_names:
+            sources[name] = [value[first].clone() for value in layers]
+    base = BaseRun(both.tokens[second], both.seen[second], both.padded, values, both.final[second])
+    return sources, both.final[first], base
 
 
 def values_kept(site_names: set[str]) -> set[str]:

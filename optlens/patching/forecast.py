@@ -14,6 +14,7 @@ from optlens.patching.grid import make_grid
 from optlens.patching.plan import MOST_TOKENS, chunks_of, patches_of
 from optlens.patching.sites import names_of
 from optlens.patching.wave import Row
+from optlens.patching.wave_bytes import portion_bytes, unpatched_bytes
 
 # So many are laid out to find the largest, as each begins at another position.
 _PORTIONS = 16
@@ -27,7 +28,7 @@ def sweep_bytes(
     site: str | Sequence[str] = "resid_pre",
     over: str | Sequence[str] = ("layer", "pos"),
     memory_budget: int | None = None,
-) -> int:
+) -> tuple[int, int]:
     """Return the bytes of both recorded runs and of the largest portion of patched runs.
 
     The prompts are taken to differ from the first word on, and the metric to read the last
@@ -43,16 +44,23 @@ def sweep_bytes(
         memory_budget: As in `patch_sweep`; without one, a sweep whose largest portion is more than
             half of what is free takes smaller ones than are counted here.
 
+    Returns:
+        Bytes of the tensors, and how many more a process on the CPU may hold in gaps of its heap:
+        as much as portions are bounded by.
+
     Raises:
         InputError: If site and axes do not fit together.
 
     Example:
-        >>> sweep_bytes(OPTConfig.from_name("opt-125m"), pos=15) < 2**30
+        >>> sweep_bytes(OPTConfig.from_name("opt-125m"), pos=15)[0] < 2**30
         True
     """
     names = names_of(site)
-    recorded = sum(_value_bytes(config, n, batch, pos, itemsize) for n in values_kept(names))
-    recorded += sum(_value_bytes(config, name, batch, pos, itemsize) for name in names)
+    kept = sum(_value_bytes(config, n, batch, pos, itemsize) for n in values_kept(names))
+    written = sum(_value_bytes(config, name, batch, pos, itemsize) for name in names)
+    recorded = kept + written
+    if "resid_post" not in names:  # of both runs what the metric reads, of the last block alone
+        recorded += 2 * batch * pos * config.d_model * itemsize
     real = torch.ones(batch, pos, dtype=torch.bool)
     grid = make_grid(config, site, over, real, layers=_telling_layers(config, pos, over))
     rows = []
@@ -67,7 +75,11 @@ def sweep_bytes(
     budget = recorded + sum(size for _, size in patches)
     if memory_budget is not None:
         budget = max(largest, int((memory_budget - recorded) * PORTION_SHARE))
-    return recorded + max((size for _, size in chunks_of(patches, pos, budget)), default=0)
+    portions = list(chunks_of(patches, pos, budget))
+    tensors = portion_bytes(portions, config, pos, itemsize)
+    tensors = max(tensors, unpatched_bytes(config, batch, pos, itemsize, kept - written))
+    room = max((size for _, size in portions), default=0)
+    return recorded + tensors, max(0, room - tensors)
 
 
 def _telling_layers(config: OPTConfig, pos: int, over: str | Sequence[str]) -> range | None:

@@ -35,6 +35,7 @@ from optlens.patching.sites import as_given, names_of
 from optlens.patching.standing import Standing
 from optlens.patching.stream import SweepStream, run_to_end
 from optlens.patching.top_neurons import check_top, in_words, strongest_neurons
+from optlens.patching.wave_bytes import portion_bytes, unpatched_bytes
 from optlens.recording import fingerprint
 from optlens.selection import Selection
 
@@ -166,7 +167,8 @@ class Sweep:
         patches: The same by patch, with the bytes that each takes.
         budget: Bytes that one portion may take.
         chunks: The same in portions.
-        bytes: Memory for the recorded runs and the largest portion, as estimated.
+        bytes: Memory for the tensors of the recorded runs and of the largest portion.
+        room: The same with gaps in the heap, as portions are bounded by.
     """
 
     def __init__(
@@ -199,22 +201,31 @@ class Sweep:
         """
         self.model, self.base, self.sources, self.grid = model, base, sources, grid
         self.about, self.is_bounded = about, memory_budget is not None
-        self.standing, more, held = standing or None, 0, {}
+        self.standing, more = standing or None, 0
+        held = {"finals": [final for final in finals if final is not None]}
         if self.standing is not None:
             self.about = about | {"interventions": standing.about}
             more = standing.numbers_per_token(base.tokens.shape[1])
-            held = {"interventions": standing.held()}
+            held["interventions"] = standing.held()
         with undisturbed(model):
             self.measure = Measure(model, base, metric, finals)
         self.rows = rows_of(grid, base, sources, self.measure.metric.columns, equal_before)
         length, recorded = base.tokens.shape[1], bytes_of(base.values, sources, held)
-        patches = patches_of(self.rows, model.config, length, base.final.element_size(), more)
+        itemsize = base.final.element_size()
+        patches = patches_of(self.rows, model.config, length, itemsize, more)
         largest = max((size for _, size in patches), default=0)
         budget = portion_budget(memory_budget, recorded, largest, base.devices, "patch")
         portions = list(chunks_of(patches, length, budget))
         self.patches, self.budget = patches, budget
         self.chunks = [rows for rows, _ in portions]
-        self.bytes = recorded + max((size for _, size in portions), default=0)
+        self.room = recorded + max((size for _, size in portions), default=0)
+        reads = self.measure.reads.shape[1]
+        about_runs = (model.config, length, itemsize, reads, more)
+        more_kept = bytes_of(base.values) - bytes_of(sources)
+        unpatched = unpatched_bytes(
+            model.config, len(base.tokens), length, itemsize, max(0, more_kept)
+        )
+        self.bytes = recorded + max(unpatched, portion_bytes(portions, *about_runs))
 
     @cached_property
     def plan(self) -> SweepPlan:

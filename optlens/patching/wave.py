@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from optlens.patching.base_run import BaseRun
 from optlens.patching.cuts import Cuts
 from optlens.patching.group import Group, Row
+from optlens.patching.plan import key_columns
 from optlens.patching.sites import SITES
 
 
@@ -56,7 +57,7 @@ class Wave:
         self.heads = (model.config.n_heads, model.config.d_head)
         # A softmax over whole vector registers takes half the time, so keys are rounded up; those
         # that are added are masked, as they come after every query.
-        self.key_columns = torch.arange(-(-self.length // 16) * 16, device=self.device)
+        self.key_columns = torch.arange(key_columns(self.length), device=self.device)
         self.all_columns = self.key_columns[: self.length]
         self.real = self._padded(base.real)
         self._united: tuple[list[Tensor], Tensor] = ([], base.final)  # see `_through`
@@ -80,7 +81,8 @@ class Wave:
         flow: list[Group] = []
         for layer in range(min(row.layer for row in rows), self.n_layers):
             self._go_to(self.base.values["resid_pre"][layer].device, flow)
-            flow = self._block(layer, self._whole(layer, flow))
+            flow = self._whole(layer, flow)  # what the block below held is freed first
+            flow = self._block(layer, flow)
         self._go_to(self.base.final.device, flow)
         prompts = self._index([row.prompt for row in rows])
         final = self.base.final[prompts[:, None], self.reads[prompts]]

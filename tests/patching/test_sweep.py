@@ -429,10 +429,11 @@ def test_a_memory_budget_holds_one_patch_of_all_prompts(monkeypatch):
     free = patch_sweep(*arguments, dry_run=True)
     alone = patch_sweep(model, clean[:1], corrupt[:1], *arguments[3:], dry_run=True)
     (recorded, largest), (_, of_one) = needs
-    assert of_one < largest < free.bytes - recorded
+    assert of_one < largest
     assert alone.runs < free.runs
     tight = patch_sweep(*arguments, memory_budget=recorded + largest, dry_run=True)
-    assert tight.bytes == recorded + largest
+    assert tight.bytes <= recorded + largest
+    assert tight.chunks > free.chunks
     with pytest.raises(MemoryError, match="one patch"):
         patch_sweep(*arguments, memory_budget=recorded + largest - 1, progress=False)
 
