@@ -18,7 +18,7 @@ import optlens
 from optlens import Ablate, Knockout, OPTForCausalLM, Patch, Steer
 from optlens.checkpoints.device_map import dispatch, units_of
 from optlens.checkpoints.matching import places_of
-from optlens.metrics import logit_diff
+from optlens.metrics import kl, logit_diff
 
 TOKENS = torch.tensor([[2, 5, 9, 14, 23, 7, 8], [1, 1, 2, 5, 40, 41, 42]])
 MASK = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
@@ -28,7 +28,7 @@ METRIC = logit_diff(5, 6)
 NEAR = 2e-5
 
 
-def experiments(model: OPTForCausalLM, sweeps: bool) -> dict[str, Callable[[], Any]]:
+def experiments(model: OPTForCausalLM) -> dict[str, Callable[[], Any]]:
     """Return what is run on a model."""
     edits = [
         Patch("resid_post", layer=0, pos=-1, value=torch.ones(32)),
@@ -54,17 +54,22 @@ def experiments(model: OPTForCausalLM, sweeps: bool) -> dict[str, Callable[[], A
         "statistics": lambda: vars(optlens.neurons.statistics(model, TOKENS[0], progress=False)),
         "weights": lambda: [model.W_Q, model.W_U, model.b_out],
     }
-    if sweeps:
-        axes = ("layer", "head", "pos")
-        runs |= {
-            "sweep": lambda: vars(
-                optlens.patch_sweep(model, CLEAN, CORRUPT, "z", axes, METRIC, progress=False)
-            ),
-            "trace": lambda: vars(
-                optlens.causal_trace(model, CLEAN, (2, 3), METRIC, progress=False)
-            ),
-        }
-    return runs
+    axes = ("layer", "head", "pos")
+    swept = {"metric": METRIC, "progress": False}
+    return runs | {
+        "sweep": lambda: vars(optlens.patch_sweep(model, CLEAN, CORRUPT, "z", axes, **swept)),
+        "windows": lambda: vars(
+            optlens.patch_sweep(model, CLEAN, CORRUPT, window=2, interventions=edits, **swept)
+        ),
+        "embed": lambda: vars(
+            optlens.patch_sweep(model, CLEAN, CORRUPT, "embed", ("pos",), kl(), progress=False)
+        ),
+        "ablations": lambda: vars(
+            optlens.ablate_sweep(model, CLEAN, mode="mean", reference=CORRUPT, **swept)
+        ),
+        "knockouts": lambda: vars(optlens.knockout_sweep(model, CLEAN, METRIC, progress=False)),
+        "trace": lambda: vars(optlens.causal_trace(model, CLEAN, (2, 3), METRIC, progress=False)),
+    }
 
 
 def tensors_in(found: Any, name: str) -> dict[str, Tensor]:
@@ -78,10 +83,10 @@ def tensors_in(found: Any, name: str) -> dict[str, Tensor]:
     return {k: t for key, value in found for k, t in tensors_in(value, f"{name}.{key}").items()}
 
 
-def results(model: OPTForCausalLM, sweeps: bool) -> dict[str, Tensor]:
+def results(model: OPTForCausalLM) -> dict[str, Tensor]:
     """Run everything."""
     with torch.no_grad():
-        found = {name: run() for name, run in experiments(model, sweeps).items()}
+        found = {name: run() for name, run in experiments(model).items()}
     return tensors_in(found, "")
 
 
@@ -110,11 +115,11 @@ def main(folder: str, how: str) -> int:
 
     # all pretended tensors have the address 0 for it, by which it knows tied weights
     accelerate.big_modeling.find_tied_parameters = lambda model: []
-    expected = results(optlens.load(folder, device="cpu"), how == "lent")
+    expected = results(optlens.load(folder, device="cpu"))
     model = optlens.load(folder, device="cpu")
     with PretendedGpus():
         divide(model, how)
-        found = results(model, how == "lent")
+        found = results(model)
     wrong = sorted(expected.keys() ^ found.keys())
     for name in expected.keys() & found.keys():
         a, b = (each[name].double().nan_to_num(neginf=0.0) for each in (expected, found))
