@@ -108,7 +108,11 @@ def choose_dtype(
     is_free = mapped and on_cpu and dtype == stored
     needed = 0 if is_free else size(dtype)
     if not _fits(needed, device):
-        cure = f'dtype="{str(stored).removeprefix("torch.")}"' if on_cpu else 'device="cpu"'
+        cure = 'device="cpu"'
+        if on_cpu:
+            smaller = dtype.itemsize > stored.itemsize
+            as_stored = f'dtype="{str(stored).removeprefix("torch.")}"'
+            cure = as_stored if smaller else 'device_map="stream"'
         raise CheckpointError(
             f"{name} needs {describe_bytes(needed)} in {dtype} on {device}, but only "
             f"{describe_bytes(available_bytes(device))} are free. Try {cure}, a smaller checkpoint, or "

@@ -52,6 +52,10 @@ def test_what_does_not_fit_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyP
     set_free(monkeypatch, 20 * 10**9)
     with pytest.raises(CheckpointError, match=r'26\.8 GB.*20\.0 GB are free. Try dtype="float16"'):
         choose_dtype(torch.float32, CPU, torch.float16, size_of(6_700_000_000), "opt-6.7b")
+    with pytest.raises(CheckpointError, match=r'20\.0 GB are free. Try device_map="stream"'):
+        choose_dtype(  # quantised or merged, so that it cannot stay in its files
+            torch.float32, CPU, torch.float32, size_of(6_700_000_000), "opt-6.7b", mapped=False
+        )
     set_free(monkeypatch, 10**9)
     with pytest.raises(CheckpointError, match='on cuda.*Try device="cpu"'):
         choose_dtype(
