@@ -29,6 +29,7 @@ class BaseRun:
         values: Short site name to one tensor for each layer, `[prompts, ...]` as in the table of
             hooks; `embed` has one entry.
         final: The residual stream after the last block, `[prompts, pos, d_model]`.
+        together: Whether the run that patches take values from was part of this one.
     """
 
     tokens: Tensor
@@ -36,6 +37,7 @@ class BaseRun:
     padded: bool
     values: dict[str, list[Tensor]]
     final: Tensor
+    together: bool = False
 
     @cached_property
     def real(self) -> Tensor:
@@ -135,7 +137,8 @@ def both_runs(
         values[name] = [value[second].clone() for value in layers]
         if name in site_names:
             sources[name] = [value[first].clone() for value in layers]
-    base = BaseRun(both.tokens[second], both.seen[second], both.padded, values, both.final[second])
+    halves = (both.tokens[second], both.seen[second], both.padded, values, both.final[second])
+    base = BaseRun(*halves, together=True)
     return sources, both.final[first], base
 
 

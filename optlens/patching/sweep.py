@@ -130,7 +130,7 @@ def patch_sweep(
     with undisturbed(model):
         standing = Standing(model, interventions, spans)
         standing.check_site(site)
-        if standing:
+        if standing or memory_budget is not None:
             with standing.at_work(given, mask, from_where):
                 sources, source_final = site_values(model, given, mask, names)
             with standing.at_work(patched, mask, where):
@@ -221,10 +221,8 @@ class Sweep:
         self.room = recorded + max((size for _, size in portions), default=0)
         reads = self.measure.reads.shape[1]
         about_runs = (model.config, length, itemsize, reads, more)
-        more_kept = bytes_of(base.values) - bytes_of(sources)
-        unpatched = unpatched_bytes(
-            model.config, len(base.tokens), length, itemsize, max(0, more_kept)
-        )
+        together = bytes_of(base.values) - bytes_of(sources) if base.together else None
+        unpatched = unpatched_bytes(model.config, len(base.tokens), length, itemsize, together)
         self.bytes = recorded + max(unpatched, portion_bytes(portions, *about_runs))
 
     @cached_property

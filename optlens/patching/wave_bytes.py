@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 
 from optlens.config import OPTConfig
 from optlens.footprint import block_bytes
-from optlens.patching.base_run import FEW_TOKENS
 from optlens.patching.group import Row
 from optlens.patching.plan import key_columns
 from optlens.patching.sites import SITES
@@ -50,7 +49,7 @@ def portion_bytes(
 
 
 def unpatched_bytes(
-    config: OPTConfig, batch: int, pos: int, itemsize: int, unpatched: int = 0
+    config: OPTConfig, batch: int, pos: int, itemsize: int, together: int | None = None
 ) -> int:
     """Return the most bytes that the recorded runs hold beside all that is kept of them.
 
@@ -62,14 +61,12 @@ def unpatched_bytes(
         batch: Prompts.
         pos: Columns of the batch.
         itemsize: Bytes of a number.
-        unpatched: Bytes that are kept of the run that is patched, and not of the other.
+        together: If they are one run: the bytes that are kept of the half that is patched, and not
+            of the other.
     """
-    if batch * pos <= FEW_TOKENS:
-        batch *= 2
-    else:
-        unpatched = 0
+    batch = batch if together is None else 2 * batch
     beside = 2 * batch * pos * config.d_model * itemsize
-    return unpatched + block_bytes(config, batch, pos, itemsize) - beside
+    return (together or 0) + block_bytes(config, batch, pos, itemsize) - beside
 
 
 def wave_bytes(
