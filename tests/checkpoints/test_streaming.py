@@ -473,7 +473,7 @@ def test_an_interrupt_while_waiting_stops_the_thread(folder: Path, monkeypatch):
     waited = []
 
     def slow(self, start, target):
-        time.sleep(0.002)
+        time.sleep(0.006)
         original_read(self, start, target)
 
     def wait(self):
