@@ -473,7 +473,7 @@ def test_an_interrupt_while_waiting_stops_the_thread(folder: Path, monkeypatch):
     waited = []
 
     def slow(self, start, target):
-        time.sleep(0.006)
+        time.sleep(0.002)
         original_read(self, start, target)
 
     def wait(self):
@@ -487,8 +487,13 @@ def test_an_interrupt_while_waiting_stops_the_thread(folder: Path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(stored_tensors._File, "read", slow)
         patched.setattr(streaming._Reading, "wait", wait)
-        with pytest.raises(KeyboardInterrupt):
-            model(IDS)
+        # what a shell starts in the background ignores the signal, and Python then has no handler
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                model(IDS)
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert waited == [0, 1, 2]
     assert readers() == [] and shown(model) == []
     assert model.placement._buffer_of(2) is None  # half a block counts as none
