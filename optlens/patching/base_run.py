@@ -105,6 +105,16 @@ def run_base(model, tokens: Tensor, mask: Tensor | None, site_names: set[str]) -
     return BaseRun(tokens, real_tokens(tokens, mask), mask is not None, values, final)
 
 
+def runs_together(n_tokens: int, memory_budget: int | None) -> bool:
+    """Tell whether a sweep makes its two runs in one: a short one may hold more for a moment.
+
+    Args:
+        n_tokens: Columns of all prompts of one run.
+        memory_budget: What the sweep was given.
+    """
+    return memory_budget is None and n_tokens <= FEW_TOKENS
+
+
 def both_runs(
     model,
     given: Tensor,
@@ -112,7 +122,7 @@ def both_runs(
     mask: Tensor | None,
     site_names: set[str],
 ) -> tuple[dict[str, list[Tensor]], Tensor, BaseRun]:
-    """Make the run that patches take values from and the one that is patched; short ones in one go.
+    """Make the run that patches take values from and the one that is patched in one go.
 
     Args:
         model: The model, without interventions.
@@ -125,9 +135,6 @@ def both_runs(
         Of the first run the values and the last residual stream, as `site_values` gives them; and
         the second.
     """
-    if given.numel() > FEW_TOKENS:
-        sources, source_final = site_values(model, given, mask, site_names)
-        return sources, source_final, run_base(model, patched, mask, site_names)
     masks = None if mask is None else torch.cat([mask, mask])
     both = run_base(model, torch.cat([given, patched]), masks, site_names)
     first, second = slice(len(given)), slice(len(given), None)

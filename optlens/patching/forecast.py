@@ -8,7 +8,7 @@ import torch
 
 from optlens.config import OPTConfig
 from optlens.names import get_act_name, shape_of
-from optlens.patching.base_run import FEW_TOKENS, ONCE, values_kept
+from optlens.patching.base_run import ONCE, runs_together, values_kept
 from optlens.patching.budget import PORTION_SHARE
 from optlens.patching.grid import make_grid
 from optlens.patching.plan import MOST_TOKENS, chunks_of, patches_of
@@ -77,7 +77,7 @@ def sweep_bytes(
         budget = max(largest, int((memory_budget - recorded) * PORTION_SHARE))
     portions = list(chunks_of(patches, pos, budget))
     tensors = portion_bytes(portions, config, pos, itemsize)
-    together = kept - written if memory_budget is None and batch * pos <= FEW_TOKENS else None
+    together = kept - written if runs_together(batch * pos, memory_budget) else None
     tensors = max(tensors, unpatched_bytes(config, batch, pos, itemsize, together))
     room = max((size for _, size in portions), default=0)
     return recorded + tensors, max(0, room - tensors)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.interventions import Intervention
-from optlens.patching.base_run import BaseRun, both_runs, run_base, site_values
+from optlens.patching.base_run import BaseRun, both_runs, run_base, runs_together, site_values
 from optlens.patching.budget import bytes_of, portion_budget
 from optlens.patching.grid import Grid, axes_of, make_grid
 from optlens.patching.measure import AnyMetric, Measure
@@ -130,13 +130,13 @@ def patch_sweep(
     with undisturbed(model):
         standing = Standing(model, interventions, spans)
         standing.check_site(site)
-        if standing or memory_budget is not None:
+        if not standing and runs_together(given.numel(), memory_budget):
+            sources, source_final, base = both_runs(model, given, patched, mask, names)
+        else:
             with standing.at_work(given, mask, from_where):
                 sources, source_final = site_values(model, given, mask, names)
             with standing.at_work(patched, mask, where):
                 base = run_base(model, patched, mask, names)
-        else:
-            sources, source_final, base = both_runs(model, given, patched, mask, names)
     finals = (source_final, base.final) if denoise else (base.final, source_final)
     differ = clean_tokens != corrupt_tokens
     first_difference = torch.where(differ.any(-1), differ.int().argmax(-1), differ.shape[1])
