@@ -99,8 +99,12 @@ def forward_bytes(config: OPTConfig, batch: int, pos: int, itemsize: int) -> int
         itemsize: Bytes of a number.
     """
     tokens = batch * pos * itemsize
-    last = tokens * (config.d_model + config.word_embed_proj_dim + config.d_vocab)
-    return max(_in_mlp(config, tokens), last) + pos * _POSITION_BYTES
+    return max(_in_mlp(config, tokens), _at_logits(config, tokens)) + pos * _POSITION_BYTES
+
+
+def _at_logits(config: OPTConfig, tokens: int) -> int:
+    """Count what a forward pass holds at its end; `tokens` is their number times a number's bytes."""
+    return tokens * (config.d_model + config.word_embed_proj_dim + config.d_vocab)
 
 
 def block_bytes(config: OPTConfig, batch: int, pos: int, itemsize: int) -> int:
@@ -124,7 +128,7 @@ def forward_heap_bytes(config: OPTConfig, batch: int, pos: int, itemsize: int) -
     tokens = batch * pos * itemsize
     if tokens * config.d_vocab < KEPT_BELOW:
         return 0
-    last = tokens * (config.d_model + config.word_embed_proj_dim + config.d_vocab)
+    last = _at_logits(config, tokens)
     kept = sum(
         count * tokens * width for count, width in _in_block(config) if tokens * width < KEPT_BELOW
     )
