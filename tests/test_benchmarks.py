@@ -52,8 +52,8 @@ def test_the_gpu_benchmark_runs_small_on_the_cpu(script, tmp_path: Path, capsys)
 def test_a_process_takes_what_was_planned(size, dtype, run: str, tokens: int, batch: int):
     """Within 5 %, of what the system says of a fresh process.
 
-    Of some processes it says a tenth more, as it backs memory by pages of 2 MB when it has them: so
-    the least of three counts.
+    Of one process in five or so it says a tenth more, for a reason not found: so the least of three
+    counts.
     """
     case = [size, dtype, run, str(tokens), str(batch)]
     command = [sys.executable, str(BENCHMARKS / "planning.py"), "--once", *case]
