@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from optlens.checkpoints.checksums import check_pool
 from optlens.checkpoints.config_file import read_config
 from optlens.checkpoints.device_map import (
     DeviceMap,
@@ -107,11 +108,15 @@ def load_model(
     config = read_config(folder)
     for field, value in (config_fields or {}).items():
         setattr(config, field, value)
-    with _no_garbage_collection(), ThreadPoolExecutor(1, "optlens-tokenizer") as aside:
-        # Comparing checksums and converting weights leave Python's lock free.
-        tokenizer = aside.submit(_read_tokenizer, folder, config)
-        weights = Weights(find_layout(folder))
+    with (
+        _no_garbage_collection(),
+        ThreadPoolExecutor(1, "optlens-tokenizer") as aside,
+        check_pool() as checking,
+    ):
+        weights = Weights(find_layout(folder), checking)
         model, places, stored = build_and_match(cls, config, weights)
+        # Reading the tokenizer holds Python's lock; converting weights leaves it free.
+        tokenizer = aside.submit(_read_tokenizer, folder, config)
         new = {name: places.pop(name) for name in list(places) if name not in stored}
         if device_map not in (None, "stream"):
             devices, target_device, target_dtype = resolve(
@@ -145,6 +150,7 @@ def load_model(
                 model, device_map, places, stored, weights, target_dtype, quantization
             )
         model.tokenizer = tokenizer.result()
+        weights.finish_checks()
     return model.eval()
 
 

@@ -10,18 +10,15 @@ the file's contents: replacing the file is safe, cutting it short in place is no
 from __future__ import annotations
 
 import math
-import mmap
 import pickle
-import struct
-import zipfile
-import zlib
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
+from optlens.checkpoints.checksums import Checksums, check_pool, is_of_a_tensor
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.layout import Layout, canonical, what_else
 from optlens.files import type_of
@@ -32,8 +29,6 @@ _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-# So much of a file is in memory at a time, in each thread, while checksums are compared.
-CHECKED_BYTES = 4 * 2**20
 _TORCH_DTYPES = frozenset(_SAFETENSORS_DTYPES.values())
 _AGAIN = "Download the file again, or save the checkpoint again."
 
@@ -105,7 +100,15 @@ class SafetensorsFile:
 class TorchFile:
     """An open `.bin` file, unpickled without running any code that it may hold."""
 
-    def __init__(self, path: Path, verify: bool) -> None:
+    def __init__(self, path: Path, verify: bool, aside: Executor | None = None) -> None:
+        """Read which tensors there are.
+
+        Args:
+            path: The file.
+            verify: Compare it with its checksums.
+            aside: Who compares the values of tensors meanwhile; `finish_check` waits for that.
+                Without one, they are compared now.
+        """
         self.path = path
         try:
             with path.open("rb") as file:
@@ -113,12 +116,41 @@ class TorchFile:
                 self.mapped = file.read(4) == b"PK\x03\x04"
         except OSError as error:
             raise self._unreadable(str(error)) from error
-        damaged = self._damaged_part() if verify and self.mapped else None
-        if damaged is not None and not damaged.rpartition("/data/")[2].isdigit():
-            raise self._corrupted(f"its part {damaged!r}")
-        self._tensors = self._load()
-        for name, value in self._tensors.items():
-            self._check(name, value)
+        with ExitStack() as stack:
+            self._checksums = None
+            if verify and self.mapped:
+                pool = aside or stack.enter_context(check_pool())
+                self._checksums = self._compare(pool)
+            self._tensors = self._load()
+            for name, value in self._tensors.items():
+                self._check(name, value)
+            if aside is None:
+                self.finish_check()
+
+    def _compare(self, pool: Executor) -> Checksums:
+        """Begin to compare the file with its checksums; what is no tensor's is known at once."""
+        try:
+            checksums = Checksums(self.path, pool)
+        except Exception as error:  # a damaged directory makes zipfile fail in many ways
+            raise self._unreadable(str(error)) from error
+        early = checksums.damaged_early
+        if early is not None and not is_of_a_tensor(early):
+            raise self._corrupted(f"its part {early!r}")
+        return checksums
+
+    def finish_check(self) -> None:
+        """Wait until the file is compared with its checksums.
+
+        Raises:
+            CheckpointError: If a part of it is damaged; the tensors in it are named.
+        """
+        if self._checksums is None:
+            return
+        checksums, self._checksums = self._checksums, None
+        try:
+            damaged = checksums.damaged_part()
+        except Exception as error:  # where a part lies outside of the file
+            raise self._unreadable(str(error)) from error
         if damaged is not None:
             raise self._corrupted(self._tensors_in(damaged))
 
@@ -164,26 +196,6 @@ class TorchFile:
             )
         return values
 
-    def _damaged_part(self) -> str | None:
-        """Return the first part of the file that differs from the checksum stored with it."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                entries = archive.infolist()
-                if not any(entry.CRC for entry in entries):
-                    return None  # written with PyTorch's checksums switched off
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                    return archive.testzip()
-            with (
-                self.path.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
-                ThreadPoolExecutor(min(torch.get_num_threads(), 4)) as pool,
-            ):
-                intact = pool.map(partial(_is_intact, whole), entries)
-                pairs = zip(entries, intact, strict=True)
-                return next((entry.filename for entry, good in pairs if not good), None)
-        except Exception as error:  # a damaged directory makes zipfile fail in many ways
-            raise self._unreadable(str(error)) from error
-
     def _tensors_in(self, part: str) -> str:
         """Name the tensors that are stored in one part of the file."""
         storages: dict[int, list[str]] = {}
@@ -220,31 +232,28 @@ class TorchFile:
         return self._tensors[name].detach()
 
 
-def _is_intact(whole: mmap.mmap, entry: zipfile.ZipInfo) -> bool:
-    """Tell whether a part of a mapped zip file has the checksum that is stored with it."""
-    header = whole[entry.header_offset : entry.header_offset + 30]
-    start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-    end, checksum = start + entry.file_size, 0
-    for at in range(start, end, CHECKED_BYTES):
-        stop = min(at + CHECKED_BYTES, end)
-        with memoryview(whole) as view, view[at:stop] as piece:
-            checksum = zlib.crc32(piece, checksum)
-        if hasattr(mmap, "MADV_DONTNEED"):  # else they count as this process's memory
-            page = at - at % mmap.PAGESIZE
-            whole.madvise(mmap.MADV_DONTNEED, page, stop - page)
-    return header[:4] == b"PK\x03\x04" and checksum == entry.CRC
-
-
 class Weights:
-    """A checkpoint's tensors by canonical name, with at most one file open at a time.
+    """A checkpoint's tensors by canonical name, with at most one file read into memory at a time.
 
     Attributes:
         layout: Where the tensors come from.
         specs: Canonical name -> shape and dtype, in the order of the files.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, aside: Executor | None = None) -> None:
+        """Find out which tensors there are.
+
+        Args:
+            layout: Where they are.
+            aside: Who compares `.bin` files with their checksums while tensors are read already;
+                call `finish_checks` before you rely on them. Without one, files are compared first.
+
+        Raises:
+            CheckpointError: If a file cannot be read.
+        """
         self.layout = layout
+        self._aside = aside
+        self._unchecked: list[TorchFile] = []
         self.specs: dict[str, TensorSpec] = {}
         self._where: dict[str, tuple[Path, str]] = {}
         self._verified: set[Path] = set()
@@ -294,7 +303,9 @@ class Weights:
 
                 self._open = (path, MetaseqFile(self.layout.files, verify))
             else:
-                self._open = (path, TorchFile(path, verify))
+                file = TorchFile(path, verify, self._aside)
+                self._open = (path, file)
+                self._unchecked += [file] if verify and file.mapped else []  # others are in memory
             self._verified.add(path)
         return self._open[1]
 
@@ -334,6 +345,15 @@ class Weights:
         """Return `names` sorted so that every file is opened once."""
         order = {path: number for number, path in enumerate(self.layout.files)}
         return sorted(names, key=lambda name: order[self._where[name][0]])
+
+    def finish_checks(self) -> None:
+        """Wait until all files that were opened are compared with their checksums.
+
+        Raises:
+            CheckpointError: If one is damaged.
+        """
+        while self._unchecked:
+            self._unchecked.pop(0).finish_check()
 
     def release(self) -> None:
         """Let go of the open file's pages, where opening it again costs little."""
