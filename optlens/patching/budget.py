@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from optlens import checks
+from optlens.config import OPTConfig
+from optlens.linear import SMALLEST_PRODUCT
 from optlens.memory import available_bytes, describe_bytes
 
-# The rest is for gaps in the heap and for the products that oneDNN compiles and keeps.
-PORTION_SHARE = 0.6
+PORTION_SHARE = 0.8  # the rest is for gaps in the heap
+# oneDNN compiles a product for every number of tokens, and keeps it: 0.6 MB for each of three weight
+# shapes. Sweeps under a budget round numbers of tokens up to few (`rounded_up`): some 15 come up.
+COMPILED = 28 * 10**6
 DEFAULT_BUDGET = 2**30  # bytes, where the system does not say what is free
 
 
@@ -23,9 +27,20 @@ def bytes_of(*runs: dict[str, list[Tensor]]) -> int:
     return sum(unique.values())
 
 
+def compiled_bytes(config: OPTConfig, tokens: int) -> int:
+    """Return what compiled products take in a sweep under a budget.
+
+    Args:
+        config: The model's config.
+        tokens: Tokens of all prompts; products of small models and few tokens are not compiled.
+    """
+    return COMPILED if tokens * config.d_model * config.d_mlp >= SMALLEST_PRODUCT else 0
+
+
 def portion_budget(
     memory_budget: int | None,
     recorded: int,
+    compiled: int,
     largest: int,
     devices: Iterable[torch.device],
     what: str,
@@ -35,6 +50,7 @@ def portion_budget(
     Args:
         memory_budget: What the user allows beside the weights; half of what is free unless given.
         recorded: Bytes that the recorded runs take.
+        compiled: Bytes that compiled products take (`compiled_bytes`).
         largest: Bytes of what cannot be divided, such as one patch of all prompts.
         devices: Where the runs take place; the one with least room counts.
         what: What that is, for the error.
@@ -50,10 +66,12 @@ def portion_budget(
         raise checks.InputError(
             f"memory_budget={memory_budget!r}: give a number of bytes, such as 2 * 2**30 for two GiB."
         )
-    if memory_budget - recorded < largest:
+    left = memory_budget - recorded - compiled
+    if left < largest:
+        products = f", compiled matrix products {describe_bytes(compiled)}" if compiled else ""
         raise MemoryError(
             f"memory_budget={describe_bytes(memory_budget)} is too small: the recorded runs take "
-            f"{describe_bytes(recorded)} and one {what} {describe_bytes(largest)}. Give more, or "
-            "take fewer prompts or shorter ones."
+            f"{describe_bytes(recorded)}{products} and one {what} {describe_bytes(largest)}. Give "
+            "more, or take fewer prompts or shorter ones."
         )
-    return max(largest, int((memory_budget - recorded) * PORTION_SHARE))
+    return max(largest, int(left * PORTION_SHARE))

@@ -9,7 +9,7 @@ import torch
 from optlens.config import OPTConfig
 from optlens.names import get_act_name, shape_of
 from optlens.patching.base_run import ONCE, runs_together, values_kept
-from optlens.patching.budget import PORTION_SHARE
+from optlens.patching.budget import PORTION_SHARE, compiled_bytes
 from optlens.patching.grid import make_grid
 from optlens.patching.plan import MOST_TOKENS, chunks_of, patches_of
 from optlens.patching.sites import names_of
@@ -74,7 +74,8 @@ def sweep_bytes(
     largest = max((size for _, size in patches), default=0)
     budget = recorded + sum(size for _, size in patches)
     if memory_budget is not None:
-        budget = max(largest, int((memory_budget - recorded) * PORTION_SHARE))
+        left = memory_budget - recorded - compiled_bytes(config, batch * pos)
+        budget = max(largest, int(left * PORTION_SHARE))
     portions = list(chunks_of(patches, pos, budget))
     tensors = portion_bytes(portions, config, pos, itemsize)
     together = kept - written if runs_together(batch * pos, memory_budget) else None

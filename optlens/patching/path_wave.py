@@ -13,7 +13,7 @@ from torch import Tensor
 from optlens import checks
 from optlens.names import get_act_name
 from optlens.patching.base_run import BaseRun
-from optlens.patching.budget import bytes_of, portion_budget
+from optlens.patching.budget import bytes_of, compiled_bytes, portion_budget
 from optlens.patching.path_nodes import PathCell, PathGrid, Receivers, Sender
 from optlens.patching.plan import MOST_TOKENS
 
@@ -121,6 +121,7 @@ class PathWave:
         left = portion_budget(
             memory_budget,
             bytes_of(self.base.values, self.sources),
+            compiled_bytes(config, self.base.tokens.numel()),
             max(map(len, entries.values()), default=0) * each,
             self.base.devices,
             "path",

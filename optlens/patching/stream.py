@@ -185,7 +185,7 @@ class SweepStream(Iterator[PatchResult]):
         if sweep.base.final.device.type == "cpu":
             allocator.reserve(sweep.room)  # without it, page faults take a tenth of the time
         shared = (sweep.model, sweep.base, sweep.sources, sweep.grid.columns)
-        shared += (sweep.measure.metric.columns, sweep.grid.cuts)
+        shared += (sweep.measure.metric.columns, sweep.grid.cuts, sweep.is_bounded)
         return Wave(*shared) if sweep.standing is None else StandingWave(sweep.standing, *shared)
 
     @property

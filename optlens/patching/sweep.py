@@ -17,7 +17,7 @@ from torch import Tensor
 from optlens import checks
 from optlens.interventions import Intervention
 from optlens.patching.base_run import BaseRun, both_runs, run_base, runs_together, site_values
-from optlens.patching.budget import bytes_of, portion_budget
+from optlens.patching.budget import bytes_of, compiled_bytes, portion_budget
 from optlens.patching.grid import Grid, axes_of, make_grid
 from optlens.patching.measure import AnyMetric, Measure
 from optlens.patching.pairs import denoises, paired_on_host, undisturbed
@@ -214,7 +214,8 @@ class Sweep:
         itemsize = base.final.element_size()
         patches = patches_of(self.rows, model.config, length, itemsize, more)
         largest = max((size for _, size in patches), default=0)
-        budget = portion_budget(memory_budget, recorded, largest, base.devices, "patch")
+        compiled = compiled_bytes(model.config, base.tokens.numel())
+        budget = portion_budget(memory_budget, recorded, compiled, largest, base.devices, "patch")
         portions = list(chunks_of(patches, length, budget))
         self.patches, self.budget = patches, budget
         self.chunks = [rows for rows, _ in portions]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from optlens.patching.base_run import BaseRun
 from optlens.patching.cuts import Cuts
 from optlens.patching.group import Group, Row
-from optlens.patching.plan import key_columns
+from optlens.patching.plan import key_columns, rounded_up
 from optlens.patching.sites import SITES
 
 
@@ -36,6 +36,7 @@ class Wave:
         columns: Tensor,
         reads: Tensor,
         cuts: Cuts | None = None,
+        sparing: bool = False,
     ) -> None:
         """Keep what all patches share.
 
@@ -47,8 +48,9 @@ class Wave:
             columns: The columns of the sweep's positions, `[prompts, positions]`.
             reads: The columns that the metric reads, `[prompts, n]` on the CPU.
             cuts: Which edges of attention patches cut, if they do.
+            sparing: Whether memory for compiled products is spared; see `rounded_up`.
         """
-        self.cuts = cuts
+        self.cuts, self.sparing = cuts, sparing
         self.model, self.base, self.sources = model, base, sources
         self.device = base.final.device
         self.columns, self.reads = columns.tolist(), reads.to(self.device)
@@ -379,7 +381,7 @@ class Wave:
         if len(last) != len(parts) or any(a is not b for a, b in zip(last, parts, strict=True)):
             flat = [part.flatten(0, 1) for part in parts]
             n_tokens = sum(len(part) for part in flat)
-            united = flat[0].new_empty(_rounded_up(n_tokens), *flat[0].shape[1:])
+            united = flat[0].new_empty(rounded_up(n_tokens, self.sparing), *flat[0].shape[1:])
             torch.cat(flat, out=united[:n_tokens])
             united[n_tokens:] = 0
         result = function(united)
@@ -392,9 +394,3 @@ class Wave:
 
     def _index(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
-
-
-def _rounded_up(n: int) -> int:
-    """Round up to one of 32 numbers between two powers of two; 0.8 % more on average."""
-    step = 1 << max(0, n.bit_length() - 6)
-    return -(-n // step) * step

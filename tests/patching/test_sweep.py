@@ -10,7 +10,8 @@ from optlens import OPTConfig, OPTForCausalLM, metrics
 from optlens.checks import InputError, NonFiniteError
 from optlens.patching import PatchResult, SweepPlan, ablate_sweep, patch_sweep
 from optlens.patching.ablation import other_prompts
-from optlens.patching.budget import portion_budget
+from optlens.patching.budget import compiled_bytes, portion_budget
+from optlens.patching.plan import rounded_up
 from optlens.patching.wave import Wave
 from tests.patching.naive import SQUARE, naive_sweep
 
@@ -415,15 +416,51 @@ def test_a_memory_budget_that_is_too_small_says_so_before_running():
         patch_sweep(model, clean, corrupt, metric=METRIC, memory_budget=1000)
 
 
+def test_a_budget_counts_compiled_products():
+    cpu = [torch.device("cpu")]
+    compiled = compiled_bytes(OPTConfig.from_name("opt-125m"), tokens=60)
+    assert compiled > 0 == compiled_bytes(make_model().config, tokens=60)
+    free = portion_budget(10**9, 10**8, 0, 10, cpu, "patch")
+    assert free > portion_budget(10**9, 10**8, compiled, 10, cpu, "patch") > free * 0.9
+    with pytest.raises(MemoryError, match="compiled matrix products 28"):
+        portion_budget(compiled + 100, 60, compiled, 50, cpu, "patch")
+    assert portion_budget(compiled + 110, 60, compiled, 50, cpu, "patch") == 50
+
+
+def test_under_a_budget_numbers_of_tokens_are_rounded_to_few(monkeypatch):
+    model = make_model()
+    clean, corrupt, _, _ = make_prompts()
+    seen = []
+
+    def note(tokens: int, sparing: bool) -> int:
+        seen.append(sparing)
+        return rounded_up(tokens, sparing)
+
+    monkeypatch.setattr("optlens.patching.wave.rounded_up", note)
+    free = patch_sweep(model, clean, corrupt, metric=METRIC, progress=False)
+    assert seen and not any(seen)
+    seen.clear()
+    tight = patch_sweep(model, clean, corrupt, metric=METRIC, memory_budget=10**9, progress=False)
+    assert seen and all(seen)
+    torch.testing.assert_close(free.per_prompt, tight.per_prompt)
+
+
+@pytest.mark.parametrize(("sparing", "in_an_octave"), [(False, 32), (True, 4)])
+def test_numbers_of_tokens_are_rounded_up(sparing: bool, in_an_octave: int):
+    rounded = {n: rounded_up(n, sparing) for n in range(1, 4097)}
+    assert all(n <= to <= n * (1 + 1 / in_an_octave) for n, to in rounded.items())
+    assert len({to for to in rounded.values() if 1024 < to <= 2048}) == in_an_octave
+
+
 def test_a_memory_budget_holds_one_patch_of_all_prompts(monkeypatch):
     model = make_model()
     clean, corrupt, _, _ = make_prompts()
     arguments = (model, clean, corrupt, "z", ("layer", "head"), METRIC)
     needs = []
 
-    def note(given, recorded, largest, *rest):
+    def note(given, recorded, compiled, largest, *rest):
         needs.append((recorded, largest))
-        return portion_budget(given, recorded, largest, *rest)
+        return portion_budget(given, recorded, compiled, largest, *rest)
 
     monkeypatch.setattr("optlens.patching.sweep.portion_budget", note)
     free = patch_sweep(*arguments, dry_run=True)
