@@ -92,7 +92,9 @@ def naive_sweep(
     return torch.stack(found)
 
 
-def cells_row(model: Any, naive: Callable, against: str, pairs: int) -> Row:
+def cells_row(
+    model: Any, naive: Callable, against: str, pairs: int, limit: float | None = 1 / 20
+) -> Row:
     """Compare a sweep over every head at every position with one forward pass for each."""
     clean, corrupt = prompt_pair(1)
     shape = (model.config.n_layers, model.config.n_heads, LENGTH)
@@ -106,7 +108,7 @@ def cells_row(model: Any, naive: Callable, against: str, pairs: int) -> Row:
     scale = len(cells) / len(some)
     row.theirs *= scale
     row.ratio, row.low, row.high = row.ratio / scale, row.low / scale, row.high / scale
-    row.limit = 1 / 20
+    row.limit = limit
     return row
 
 
@@ -142,8 +144,12 @@ def same_numbers(ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
 
 def own_rows(model: Any, pairs: int) -> list[Row]:
     """Compare with one forward pass per patch, and many prompts at once with one at a time."""
-    own_loop = functools.partial(naive_sweep, model, logits_to_keep=1, use_cache=False)
-    row = cells_row(model, own_loop, "naive", pairs)
+    loop = functools.partial(naive_sweep, model, use_cache=False)
+    last_logits = functools.partial(loop, logits_to_keep=1)
+    rows = [
+        cells_row(model, loop, "one forward pass each", pairs),
+        cells_row(model, last_logits, "the same, last logits only", pairs, limit=None),
+    ]
     many, others = random_tokens(16, LENGTH), random_tokens(16, LENGTH, seed=1)
 
     def one_by_one() -> None:
@@ -155,7 +161,7 @@ def own_rows(model: Any, pairs: int) -> list[Row]:
     batch = alternate(
         "16 pairs at once, resid_pre", "16 times one", at_once, one_by_one, 0.8, pairs, warm_up=1
     )
-    return [row, batch]
+    return [*rows, batch]
 
 
 def product_rate() -> float:
