@@ -11,9 +11,9 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,15 +108,10 @@ def load_model(
     config = read_config(folder)
     for field, value in (config_fields or {}).items():
         setattr(config, field, value)
-    with (
-        _no_garbage_collection(),
-        ThreadPoolExecutor(1, "optlens-tokenizer") as aside,
-        check_pool() as checking,
-    ):
+    read_tokenizer = cache(partial(_read_tokenizer, folder, config))
+    with _no_garbage_collection(), check_pool() as checking:
         weights = Weights(find_layout(folder), checking)
         model, places, stored = build_and_match(cls, config, weights)
-        # Reading the tokenizer holds Python's lock; converting weights leaves it free.
-        tokenizer = aside.submit(_read_tokenizer, folder, config)
         new = {name: places.pop(name) for name in list(places) if name not in stored}
         if device_map not in (None, "stream"):
             devices, target_device, target_dtype = resolve(
@@ -129,7 +124,8 @@ def load_model(
             stream(model, places, stored, weights, target_device, target_dtype, str(source))
         elif device_map is not None:
             device_of = {p: device_map[unit] for unit, ps in units_of(places).items() for p in ps}
-            _fill(places, stored, weights, device_of, target_dtype, progress, quantization)
+            options = (progress, quantization, read_tokenizer)
+            _fill(places, stored, weights, device_of, target_dtype, *options)
         else:
             target_dtype = choose_dtype(
                 target_dtype,
@@ -140,7 +136,8 @@ def load_model(
                 mapped=quantize is None and not weights.merges,
             )
             everywhere = dict.fromkeys(places, target_device)
-            _fill(places, stored, weights, everywhere, target_dtype, progress, quantization)
+            options = (progress, quantization, read_tokenizer)
+            _fill(places, stored, weights, everywhere, target_dtype, *options)
             model.placement = quantization
         if new:
             _draw_head(new, model, source)
@@ -149,7 +146,7 @@ def load_model(
             model.placement = dispatch(
                 model, device_map, places, stored, weights, target_dtype, quantization
             )
-        model.tokenizer = tokenizer.result()
+        model.tokenizer = read_tokenizer()
         weights.finish_checks()
     return model.eval()
 
@@ -230,8 +227,12 @@ def _fill(
     dtype: torch.dtype,
     progress: bool,
     quantization: Quantization | None,
+    meanwhile: Callable[[], object],
 ) -> None:
-    """Read every tensor that does not stay on the "disk", and put it where it belongs."""
+    """Read every tensor that does not stay on the "disk", and put it where it belongs.
+
+    `meanwhile` is called here while others convert.
+    """
     parameter_of = {name: p for p, name in stored.items() if device_of[p] != "disk"}
     wanted = {name: (device_of[p], dtype) for name, p in parameter_of.items()}
     # The delay keeps the bar away from loads that are over before anyone could read it.
@@ -247,7 +248,8 @@ def _fill(
             bar.update(weights.n_bytes(name))
 
         # Readers ahead of the quantisation would have unquantised matrices wait for it in memory.
-        read_tensors(weights, wanted, put, n_readers=None if quantization is None else 1)
+        n_readers = None if quantization is None else 1
+        read_tensors(weights, wanted, put, n_readers, meanwhile)
 
 
 def _put(at: list[tuple[nn.Module, str]], tensor: Tensor) -> None:

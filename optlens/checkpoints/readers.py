@@ -59,6 +59,7 @@ def read_tensors(
     wanted: Mapping[str, Target],
     put: Callable[[str, Tensor], None],
     n_readers: int | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> None:
     """Read tensors, each into the device and dtype that is wanted, and hand them over.
 
@@ -70,6 +71,8 @@ def read_tensors(
         put: Called with name and tensor, in the calling thread, in any order of the names.
         n_readers: How many threads convert. None for as many as PyTorch computes with, at most 4;
             with one, nothing is read before `put` has returned for the tensor before.
+        meanwhile: Called in the calling thread as soon as readers are at work; after all is read
+            if there are none. It may hold Python's lock, which conversions leave free.
 
     Raises:
         CheckpointError: If a file cannot be read. All readers have ended then.
@@ -84,8 +87,9 @@ def read_tensors(
             if not part.whole.left:
                 put(part.whole.name, part.whole.tensor)
             del part  # frees the tensor, if nobody has kept it, before the next one is read
+        meanwhile()
     else:
-        _Readers(parts).run(len(wanted), put, n_readers)
+        _Readers(parts).run(len(wanted), put, n_readers, meanwhile)
 
 
 def _is_converted(weights: Weights, name: str, target: Target) -> bool:
@@ -133,12 +137,19 @@ class _Readers:
         self._given_up = threading.Event()
         self._done: SimpleQueue[_Whole | BaseException] = SimpleQueue()
 
-    def run(self, n_tensors: int, put: Callable[[str, Tensor], None], n_readers: int) -> None:
+    def run(
+        self,
+        n_tensors: int,
+        put: Callable[[str, Tensor], None],
+        n_readers: int,
+        meanwhile: Callable[[], object],
+    ) -> None:
         """Hand over all tensors; an error of a reader is raised here, when all have ended."""
         with ThreadPoolExecutor(n_readers, "optlens-read", stay_on_one_core) as pool:
             try:
                 for _ in range(n_readers):
                     pool.submit(self._read)
+                meanwhile()
                 for _ in range(n_tensors):
                     found = self._done.get()
                     if isinstance(found, BaseException):

@@ -203,3 +203,36 @@ def test_a_model_loaded_by_several_readers_equals_one_by_one(tmp_path: Path, mon
     assert list(several.state_dict()) == list(one.state_dict())
     for name, tensor in several.state_dict().items():
         assert torch.equal(tensor, one.state_dict()[name])
+
+
+def test_the_caller_does_something_else_while_readers_convert(tmp_path: Path, monkeypatch):
+    weights = opened(make(tmp_path, dtype=torch.float16))
+    wanted = {name: ("cpu", torch.float32) for name in weights.specs}
+    met, convert, calls = threading.Event(), readers.convert, []
+
+    def late(source: torch.Tensor, target: torch.Tensor) -> None:
+        assert met.wait(20)  # no reader goes on before the caller was elsewhere
+        convert(source, target)
+
+    def meanwhile() -> None:
+        calls.append(threading.current_thread())
+        met.set()
+
+    monkeypatch.setattr(readers, "convert", late)
+    found: dict[str, torch.Tensor] = {}
+    read_tensors(weights, wanted, found.__setitem__, 2, meanwhile)
+    assert calls == [threading.main_thread()] and found.keys() == wanted.keys()
+    read_tensors(weights, wanted, found.__setitem__, 1, meanwhile)
+    assert len(calls) == 2
+
+
+def test_an_error_of_the_caller_ends_all_readers(tmp_path: Path):
+    weights = opened(make(tmp_path, dtype=torch.float16))
+    wanted = {name: ("cpu", torch.float32) for name in weights.specs}
+
+    def fail() -> None:
+        raise CheckpointError("the tokenizer is damaged")
+
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        read_tensors(weights, wanted, lambda name, tensor: None, 3, fail)
+    assert not still_reading()
