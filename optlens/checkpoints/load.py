@@ -33,6 +33,7 @@ from optlens.checkpoints.empty import empty_model
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.hub import locate
 from optlens.checkpoints.layout import METASEQ_TOKENIZER, find_layout
+from optlens.checkpoints.mapped_pages import hand_back
 from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_of
 from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype, weight_bytes
 from optlens.checkpoints.quantize import Quantization, check_quantize
@@ -188,6 +189,7 @@ def build_and_match(
     places = places_of(model)
     tied_here = len(places[EMBEDDING]) > 1
     if tied_here and _has_a_head_of_its_own(weights):
+        weights.finish_checks()  # damage would look like this, too
         warnings.warn(
             f"{weights.where(HEAD)} differs from the embedding, although config.json says that "
             "they are tied; using it as it is, with tie_word_embeddings=False.",
@@ -210,7 +212,10 @@ def _has_a_head_of_its_own(weights: Weights) -> bool:
     same_memory = embedding.data_ptr() == head.data_ptr()
     # As bytes, since NaN would differ from itself.
     same = same_memory or torch.equal(_as_bytes(embedding), _as_bytes(head))
-    del embedding, head
+    for name, tensor in ((EMBEDDING, embedding), (HEAD, head)):
+        if weights.is_mapped(name) and tensor.is_contiguous():
+            hand_back(tensor)
+    del embedding, head, tensor
     weights.release()
     return not same
 
@@ -231,7 +236,7 @@ def _fill(
 ) -> None:
     """Read every tensor that does not stay on the "disk", and put it where it belongs.
 
-    `meanwhile` is called here while others convert.
+    `meanwhile` is called here while others convert, or afterwards.
     """
     parameter_of = {name: p for p, name in stored.items() if device_of[p] != "disk"}
     wanted = {name: (device_of[p], dtype) for name, p in parameter_of.items()}
@@ -291,6 +296,6 @@ def _read_tokenizer(folder: Path, config: OPTConfig) -> OPTTokenizer | None:
         return OPTTokenizer.from_folder(folder, n_rows=config.vocab_size)
     except (ValueError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"The weights in {folder} are readable, the tokenizer is not: {error} To load the "
+            f"The tokenizer in {folder} cannot be read: {error} To load the "
             "model without a tokenizer, remove its tokenizer files."
         ) from error

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from optlens import checks
 from optlens.config import OPTConfig
-from optlens.linear import SMALLEST_PRODUCT
+from optlens.linear import SMALLEST_MATRIX, USE_ONEDNN
 from optlens.memory import available_bytes, describe_bytes
 
-PORTION_SHARE = 0.8  # the rest is for gaps in the heap
+# The rest is for gaps in the heap, and for the zeros that `rounded_up` adds.
+PORTION_SHARE = 0.8
 # oneDNN compiles a product for every number of tokens, and keeps it: 0.6 MB for each of three weight
-# shapes. Sweeps under a budget round numbers of tokens up to few (`rounded_up`): some 15 come up.
+# shapes. Under a budget some 15 numbers come up: `Wave` rounds them up to few (`rounded_up`), and the
+# portions of path patching are alike.
 COMPILED = 28 * 10**6
 DEFAULT_BUDGET = 2**30  # bytes, where the system does not say what is free
 
@@ -27,14 +29,14 @@ def bytes_of(*runs: dict[str, list[Tensor]]) -> int:
     return sum(unique.values())
 
 
-def compiled_bytes(config: OPTConfig, tokens: int) -> int:
+def compiled_bytes(config: OPTConfig) -> int:
     """Return what compiled products take in a sweep under a budget.
 
-    Args:
-        config: The model's config.
-        tokens: Tokens of all prompts; products of small models and few tokens are not compiled.
+    That is nothing where `optlens.linear` leaves products to PyTorch: on other processors, and in
+    models of small matrices.
     """
-    return COMPILED if tokens * config.d_model * config.d_mlp >= SMALLEST_PRODUCT else 0
+    is_large = config.d_model * config.d_mlp >= SMALLEST_MATRIX
+    return COMPILED if USE_ONEDNN and is_large else 0
 
 
 def portion_budget(

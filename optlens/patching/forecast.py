@@ -74,7 +74,7 @@ def sweep_bytes(
     largest = max((size for _, size in patches), default=0)
     budget = recorded + sum(size for _, size in patches)
     if memory_budget is not None:
-        left = memory_budget - recorded - compiled_bytes(config, batch * pos)
+        left = memory_budget - recorded - compiled_bytes(config)
         budget = max(largest, int(left * PORTION_SHARE))
     portions = list(chunks_of(patches, pos, budget))
     tensors = portion_bytes(portions, config, pos, itemsize)

@@ -121,7 +121,7 @@ class PathWave:
         left = portion_budget(
             memory_budget,
             bytes_of(self.base.values, self.sources),
-            compiled_bytes(config, self.base.tokens.numel()),
+            compiled_bytes(config),
             max(map(len, entries.values()), default=0) * each,
             self.base.devices,
             "path",

@@ -214,7 +214,7 @@ class Sweep:
         itemsize = base.final.element_size()
         patches = patches_of(self.rows, model.config, length, itemsize, more)
         largest = max((size for _, size in patches), default=0)
-        compiled = compiled_bytes(model.config, base.tokens.numel())
+        compiled = compiled_bytes(model.config)
         budget = portion_budget(memory_budget, recorded, compiled, largest, base.devices, "patch")
         portions = list(chunks_of(patches, length, budget))
         self.patches, self.budget = patches, budget

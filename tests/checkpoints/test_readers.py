@@ -226,13 +226,21 @@ def test_the_caller_does_something_else_while_readers_convert(tmp_path: Path, mo
     assert len(calls) == 2
 
 
-def test_an_error_of_the_caller_ends_all_readers(tmp_path: Path):
+def test_an_error_of_the_caller_ends_all_readers(tmp_path: Path, monkeypatch):
     weights = opened(make(tmp_path, dtype=torch.float16))
     wanted = {name: ("cpu", torch.float32) for name in weights.specs}
+    failed, begun = threading.Event(), []
+
+    def slow(source: torch.Tensor, target: torch.Tensor) -> None:
+        begun.append(target)
+        assert failed.wait(20)
+        time.sleep(0.2)  # the others are told meanwhile
 
     def fail() -> None:
+        failed.set()
         raise CheckpointError("the tokenizer is damaged")
 
+    monkeypatch.setattr(readers, "convert", slow)
     with pytest.raises(CheckpointError, match="tokenizer"):
         read_tensors(weights, wanted, lambda name, tensor: None, 3, fail)
-    assert not still_reading()
+    assert len(begun) <= 3 < len(wanted) and not still_reading()

@@ -416,10 +416,13 @@ def test_a_memory_budget_that_is_too_small_says_so_before_running():
         patch_sweep(model, clean, corrupt, metric=METRIC, memory_budget=1000)
 
 
-def test_a_budget_counts_compiled_products():
-    cpu = [torch.device("cpu")]
-    compiled = compiled_bytes(OPTConfig.from_name("opt-125m"), tokens=60)
-    assert compiled > 0 == compiled_bytes(make_model().config, tokens=60)
+def test_a_budget_counts_compiled_products(monkeypatch):
+    cpu, config = [torch.device("cpu")], OPTConfig.from_name("opt-125m")
+    monkeypatch.setattr("optlens.patching.budget.USE_ONEDNN", False)
+    assert compiled_bytes(config) == 0
+    monkeypatch.setattr("optlens.patching.budget.USE_ONEDNN", True)
+    compiled = compiled_bytes(config)
+    assert compiled > 0 == compiled_bytes(make_model().config)
     free = portion_budget(10**9, 10**8, 0, 10, cpu, "patch")
     assert free > portion_budget(10**9, 10**8, compiled, 10, cpu, "patch") > free * 0.9
     with pytest.raises(MemoryError, match="compiled matrix products 28"):
