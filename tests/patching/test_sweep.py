@@ -10,7 +10,7 @@ from optlens import OPTConfig, OPTForCausalLM, metrics
 from optlens.checks import InputError, NonFiniteError
 from optlens.patching import PatchResult, SweepPlan, ablate_sweep, patch_sweep
 from optlens.patching.ablation import other_prompts
-from optlens.patching.budget import compiled_bytes, portion_budget
+from optlens.patching.budget import portion_budget
 from optlens.patching.plan import rounded_up
 from optlens.patching.wave import Wave
 from tests.patching.naive import SQUARE, naive_sweep
@@ -414,20 +414,6 @@ def test_a_memory_budget_that_is_too_small_says_so_before_running():
     clean, corrupt, _, _ = make_prompts()
     with pytest.raises(MemoryError, match="recorded runs take"):
         patch_sweep(model, clean, corrupt, metric=METRIC, memory_budget=1000)
-
-
-def test_a_budget_counts_compiled_products(monkeypatch):
-    cpu, config = [torch.device("cpu")], OPTConfig.from_name("opt-125m")
-    monkeypatch.setattr("optlens.patching.budget.USE_ONEDNN", False)
-    assert compiled_bytes(config) == 0
-    monkeypatch.setattr("optlens.patching.budget.USE_ONEDNN", True)
-    compiled = compiled_bytes(config)
-    assert compiled > 0 == compiled_bytes(make_model().config)
-    free = portion_budget(10**9, 10**8, 0, 10, cpu, "patch")
-    assert free > portion_budget(10**9, 10**8, compiled, 10, cpu, "patch") > free * 0.9
-    with pytest.raises(MemoryError, match="compiled matrix products 28"):
-        portion_budget(compiled + 100, 60, compiled, 50, cpu, "patch")
-    assert portion_budget(compiled + 110, 60, compiled, 50, cpu, "patch") == 50
 
 
 def test_under_a_budget_numbers_of_tokens_are_rounded_to_few(monkeypatch):
