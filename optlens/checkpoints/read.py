@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import pickle
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -116,11 +116,8 @@ class TorchFile:
                 self.mapped = file.read(4) == b"PK\x03\x04"
         except OSError as error:
             raise self._unreadable(str(error)) from error
-        with ExitStack() as stack:
-            self._checksums = None
-            if verify and self.mapped:
-                pool = aside or stack.enter_context(check_pool())
-                self._checksums = self._compare(pool)
+        with nullcontext(aside) if aside else check_pool() as pool:
+            self._checksums = self._compare(pool) if verify and self.mapped else None
             self._tensors = self._load()
             for name, value in self._tensors.items():
                 self._check(name, value)
@@ -137,6 +134,11 @@ class TorchFile:
         if early is not None and not is_of_a_tensor(early):
             raise self._corrupted(f"its part {early!r}")
         return checksums
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether no comparison with checksums is left to wait for."""
+        return self._checksums is None
 
     def finish_check(self) -> None:
         """Wait until the file is compared with its checksums.
@@ -305,7 +307,8 @@ class Weights:
             else:
                 file = TorchFile(path, verify, self._aside)
                 self._open = (path, file)
-                self._unchecked += [file] if verify and file.mapped else []  # others are in memory
+                if not file.is_checked:
+                    self._unchecked.append(file)
             self._verified.add(path)
         return self._open[1]
 

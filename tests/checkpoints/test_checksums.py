@@ -106,19 +106,25 @@ def test_a_part_that_lies_outside_of_the_file_is_damage(tmp_path: Path, monkeypa
         load_model(OPTForCausalLM, tmp_path)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_only_files_with_checksums_stay_open_until_they_are_compared(
-    tmp_path: Path, monkeypatch, legacy: bool
-):
-    """Those of before PyTorch 1.6 have none, and are in memory as long as they are open."""
-    opened = []
+@pytest.fixture
+def opened(monkeypatch) -> list[weakref.ref[read.TorchFile]]:
+    """Weak references to the `.bin` files that are opened."""
+    found = []
 
     class Noted(read.TorchFile):
         def __init__(self, *arguments) -> None:
             super().__init__(*arguments)
-            opened.append(weakref.ref(self))
+            found.append(weakref.ref(self))
 
     monkeypatch.setattr(read, "TorchFile", Noted)
+    return found
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_only_files_with_checksums_stay_open_until_they_are_compared(
+    tmp_path: Path, opened: list, legacy: bool
+):
+    """Those of before PyTorch 1.6 have none, and are in memory as long as they are open."""
     make(tmp_path, layout="sharded-bin", legacy=legacy)
     with check_pool() as pool:
         weights = Weights(find_layout(tmp_path), pool)
@@ -126,6 +132,13 @@ def test_only_files_with_checksums_stay_open_until_they_are_compared(
         assert (opened[0]() is None) is legacy
         weights.finish_checks()
         assert opened[0]() is None
+
+
+def test_files_that_are_compared_at_once_are_closed_before_the_next(tmp_path: Path, opened: list):
+    """A conversion holds one file at a time."""
+    weights = Weights(find_layout(make(tmp_path, layout="sharded-bin")))
+    assert len(opened) > 1 and all(file() is None for file in opened[:-1])
+    assert opened[-1]() is not None and weights.specs
 
 
 def test_a_damaged_head_is_not_taken_for_one_of_its_own(tmp_path: Path):
