@@ -121,12 +121,12 @@ def load_model(
             device_map = devices or "stream"
             check_quantize(quantize, device_map)
         quantization = None if quantize is None else Quantization(quantize, model)
+        fill = partial(_fill, places, stored, weights, progress, quantization, read_tokenizer)
         if device_map == "stream":
             stream(model, places, stored, weights, target_device, target_dtype, str(source))
         elif device_map is not None:
             device_of = {p: device_map[unit] for unit, ps in units_of(places).items() for p in ps}
-            options = (progress, quantization, read_tokenizer)
-            _fill(places, stored, weights, device_of, target_dtype, *options)
+            fill(device_of, target_dtype)
         else:
             target_dtype = choose_dtype(
                 target_dtype,
@@ -136,9 +136,7 @@ def load_model(
                 name=str(source),
                 mapped=quantize is None and not weights.merges,
             )
-            everywhere = dict.fromkeys(places, target_device)
-            options = (progress, quantization, read_tokenizer)
-            _fill(places, stored, weights, everywhere, target_dtype, *options)
+            fill(dict.fromkeys(places, target_device), target_dtype)
             model.placement = quantization
         if new:
             _draw_head(new, model, source)
@@ -228,11 +226,11 @@ def _fill(
     places: Places,
     stored: dict[str, str],
     weights: Weights,
-    device_of: Mapping[str, torch.device | str],
-    dtype: torch.dtype,
     progress: bool,
     quantization: Quantization | None,
     meanwhile: Callable[[], object],
+    device_of: Mapping[str, torch.device | str],
+    dtype: torch.dtype,
 ) -> None:
     """Read every tensor that does not stay on the "disk", and put it where it belongs.
 

@@ -76,4 +76,9 @@ def portion_budget(
             f"{describe_bytes(recorded)}{products} and one {what} {describe_bytes(largest)}. Give "
             "more, or take fewer prompts or shorter ones."
         )
+    return share_of(left, largest)
+
+
+def share_of(left: int, largest: int) -> int:
+    """Return the bytes of one portion, where so many are left beside what is recorded."""
     return max(largest, int(left * PORTION_SHARE))

@@ -9,7 +9,7 @@ import torch
 from optlens.config import OPTConfig
 from optlens.names import get_act_name, shape_of
 from optlens.patching.base_run import ONCE, runs_together, values_kept
-from optlens.patching.budget import PORTION_SHARE, compiled_bytes
+from optlens.patching.budget import compiled_bytes, share_of
 from optlens.patching.grid import make_grid
 from optlens.patching.plan import MOST_TOKENS, chunks_of, patches_of
 from optlens.patching.sites import names_of
@@ -75,7 +75,7 @@ def sweep_bytes(
     budget = recorded + sum(size for _, size in patches)
     if memory_budget is not None:
         left = memory_budget - recorded - compiled_bytes(config)
-        budget = max(largest, int(left * PORTION_SHARE))
+        budget = share_of(left, largest)
     portions = list(chunks_of(patches, pos, budget))
     tensors = portion_bytes(portions, config, pos, itemsize)
     together = kept - written if runs_together(batch * pos, memory_budget) else None
