@@ -3,8 +3,9 @@
     python benchmarks/make_checkpoint.py /big/disk/opt-125m --size 125m
     python benchmarks/loading.py /big/disk/opt-125m
 
-Every load runs in a process of its own, the libraries in turn, with the files in the system's
-cache. Imports are done before the clock starts. A tokenizer in the folder is loaded too, by all. As
+Every load runs in a process of its own, the libraries in turn. Imports are done before the clock
+starts, and the files are read through once, as systems may drop what they keep of files within
+seconds. A tokenizer in the folder is loaded too, by all. As
 mapped weights are read only when they are used, the time to the logits of a first short prompt is
 measured too. Memory is the growth of the process's peak resident set from just before loading, over
 the bytes of the loaded weights; pages of the mapped file count. Processor time (load_cpu_s) is
@@ -55,6 +56,7 @@ def load_once(library: str, folder: str, dtype: str) -> dict[str, float]:
             return OPTForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     prompt = torch.arange(3, 11)[None]
+    bring_into_cache(Path(folder))
     forget_peak()  # that of the imports
     before, start, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     model = load()
@@ -71,6 +73,15 @@ def load_once(library: str, folder: str, dtype: str) -> dict[str, float]:
         "peak": (peak_of_load - before) / weights,
         "peak_first_logits": (resident("VmHWM") - before) / weights,
     }
+
+
+def bring_into_cache(folder: Path) -> None:
+    """Have the system hold all files of a folder in memory."""
+    buffer = bytearray(2**20)
+    for path in folder.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def measure(library: str, folder: str, dtype: str) -> dict[str, float]:
@@ -97,8 +108,6 @@ def main() -> None:
         return
     libraries = LIBRARIES[: 2 if args.skip_transformer_lens else 3]
     runs: dict[str, list[dict[str, float]]] = {library: [] for library in libraries}
-    for library in libraries:
-        measure(library, args.folder, args.dtype)  # brings the files into the system's cache
     for _ in range(args.pairs):
         for library in libraries:
             runs[library].append(measure(library, args.folder, args.dtype))
