@@ -62,7 +62,7 @@ class OPTBase(HookedModule, TokenizerMethods, InputMethods, WeightProperties):
     def finish_init(self) -> None:
         """Draw random weights as transformers does, tie the unembedding, collect the hooks."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
                 nn.init.normal_(module.weight, std=self._config.init_std)
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)
