@@ -212,7 +212,7 @@ def _has_a_head_of_its_own(weights: Weights) -> bool:
     same = same_memory or torch.equal(_as_bytes(embedding), _as_bytes(head))
     for name, tensor in ((EMBEDDING, embedding), (HEAD, head)):
         if weights.is_mapped(name) and tensor.is_contiguous():
-            hand_back(tensor)
+            hand_back([tensor])
     del embedding, head, tensor
     weights.release()
     return not same

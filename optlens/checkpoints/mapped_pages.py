@@ -10,26 +10,34 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
 
-def hand_back(tensor: Tensor) -> None:
-    """Let the system drop the pages that hold nothing but a tensor's numbers.
+def hand_back(tensors: Iterable[Tensor]) -> None:
+    """Let the system drop the pages that hold nothing but the numbers of some tensors.
 
-    Only for tensors mapped from a file, privately and unwritten: in any other memory they would be
-    zeros afterwards. Where the system has no such call, nothing happens.
+    Only for tensors mapped from files, privately, where nobody has written yet: in any other memory
+    they would be zeros afterwards. What lies between them, less than a page, counts as theirs.
+    Where the system has no such call, nothing happens.
 
     Args:
-        tensor: Contiguous, on the CPU.
+        tensors: Contiguous, on the CPU.
     """
-    drop = _madvise()
-    start = tensor.data_ptr()
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    n_bytes = (start + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if drop is not None and n_bytes > 0:
-        drop(first, n_bytes, mmap.MADV_DONTNEED)
+    drop, page = _madvise(), mmap.PAGESIZE
+    if drop is None:
+        return
+    # Every call has all processors stop to forget the pages, so neighbours share one.
+    stretches: list[tuple[int, int]] = []
+    for start, end in sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors):
+        if stretches and start - stretches[-1][1] < page:
+            start, end = stretches[-1][0], max(end, stretches.pop()[1])
+        stretches.append((start, end))
+    for start, end in stretches:
+        first = -(-start // page) * page
+        if end - first >= page:
+            drop(first, (end - first) // page * page, mmap.MADV_DONTNEED)
 
 
 @functools.cache

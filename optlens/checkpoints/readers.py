@@ -1,9 +1,10 @@
 """Reading a checkpoint's tensors by several threads at once, converted on the way.
 
 Loading with a conversion is mostly the system's work: it fetches new memory page by page, in the
-thread that writes there first. So the readers share the tensors out in parts, each converts its own
-without help from PyTorch's other threads, and no reader waits for another. A part is written by one
-reader, by the same operation as in one thread, so the values do not depend on how many there are.
+thread that writes there first. So the readers share out batches of tensors, or of parts of large
+ones; each converts its own without help from PyTorch's other threads, in one call that leaves
+Python's lock to others, and no reader waits for another. A part is written by one reader, by the
+same operation as in one thread, so the values do not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from optlens.checkpoints.mapped_pages import hand_back
 from optlens.checkpoints.read import Weights
 from optlens.checkpoints.stored_tensors import convert, stay_on_one_core
 
-# So much of a tensor is converted at a time: long enough that a reader is at work while others hold
-# Python's lock, as the tokenizer does for 0.05 s; short enough that an interrupt is felt at once.
-PART_BYTES = 16 * 2**20
+# So much is converted at a time, up to twice of it: long enough that a reader is at work while others
+# hold Python's lock, as the tokenizer does for 0.05 s; short enough that an interrupt is felt at once.
+PART_BYTES = 8 * 2**20
 # Tensors that are put together from several files leave these in memory: after so many bytes they are
 # closed and opened again. That is less than the largest tensor of any published OPT.
 _RELEASE_BYTES = 16 * 2**20
@@ -47,11 +48,22 @@ class _Part(NamedTuple):
     source: Tensor
     target: Tensor
 
-    def read(self, convert: Callable[[Tensor, Tensor], None]) -> None:
-        if self.source is not self.target:
-            convert(self.source, self.target)
-            if self.whole.is_mapped:
-                hand_back(self.source)
+
+def _read(parts: list[_Part], convert: Callable[[list[Tensor], list[Tensor]], None]) -> None:
+    """Convert parts, and leave nothing of their files in memory."""
+    converted = [part for part in parts if part.source is not part.target]
+    if converted:
+        convert([part.target for part in converted], [part.source for part in converted])
+        hand_back(part.source for part in converted if part.whole.is_mapped)
+
+
+def convert_alone(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy flat numbers into targets of other dtypes, in a thread that stays alone."""
+    if torch.get_num_threads() == 1:
+        torch._foreach_copy_(targets, sources)
+    else:  # OpenMP was not to be found
+        for target, source in zip(targets, sources, strict=True):
+            convert(source, target)
 
 
 def read_tensors(
@@ -82,7 +94,7 @@ def read_tensors(
         n_readers = min(torch.get_num_threads(), _MOST_READERS)
     if n_readers == 1 or not any(_is_converted(weights, *item) for item in wanted.items()):
         for part in parts:
-            part.read(lambda source, target: target.copy_(source))  # by all of PyTorch's threads
+            _read([part], torch._foreach_copy_)  # by all of PyTorch's threads
             part.whole.left -= 1
             if not part.whole.left:
                 put(part.whole.name, part.whole.tensor)
@@ -118,7 +130,7 @@ def _parts(weights: Weights, wanted: Mapping[str, Target]) -> Iterator[_Part]:
             placed = source.to(device).to(dtype).contiguous()
             elsewhere = placed.device != source.device or placed.data_ptr() != source.data_ptr()
             if elsewhere and source.is_contiguous() and weights.is_mapped(name):
-                hand_back(source)
+                hand_back([source])
             del source
             yield _Part(_Whole(name, placed, 1), placed, placed)
             del placed
@@ -129,7 +141,7 @@ def _parts(weights: Weights, wanted: Mapping[str, Target]) -> Iterator[_Part]:
 
 
 class _Readers:
-    """Threads that take turns in finding a part, and convert their parts at the same time."""
+    """Threads that take turns in finding a batch, and convert their batches at the same time."""
 
     def __init__(self, parts: Iterator[_Part]) -> None:
         self._parts = parts
@@ -161,19 +173,27 @@ class _Readers:
 
     def _read(self) -> None:
         try:
-            while (part := self._next()) is not None:
-                part.read(convert)
-                self._finish(part.whole)
-                del part
+            while batch := self._next():
+                _read(batch, convert_alone)
+                self._finish(batch)
+                del batch  # frees the tensors, if nobody has kept them, before the next are made
         except BaseException as error:  # raised where the tensors are waited for
             self._done.put(error)
 
-    def _next(self) -> _Part | None:
+    def _next(self) -> list[_Part]:
+        """Return the next parts, at least `PART_BYTES` while there are as many."""
+        batch: list[_Part] = []
         with self._turn:
-            return None if self._given_up.is_set() else next(self._parts, None)
+            while not self._given_up.is_set() and sum(p.source.nbytes for p in batch) < PART_BYTES:
+                part = next(self._parts, None)
+                if part is None:
+                    break
+                batch.append(part)
+        return batch
 
-    def _finish(self, whole: _Whole) -> None:
+    def _finish(self, batch: list[_Part]) -> None:
         with self._turn:
-            whole.left -= 1
-            if not whole.left:
-                self._done.put(whole)
+            for part in batch:
+                part.whole.left -= 1
+                if not part.whole.left:
+                    self._done.put(part.whole)

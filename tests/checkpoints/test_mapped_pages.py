@@ -1,5 +1,6 @@
 """Pages of a mapped file go when they were read, and come again with their values."""
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from checkpoint_folders import make
 from conftest import tiny_config
 
+from optlens.checkpoints import mapped_pages
 from optlens.checkpoints.layout import find_layout
 from optlens.checkpoints.mapped_pages import hand_back
 from optlens.checkpoints.read import Weights
@@ -34,10 +36,35 @@ def test_pages_go_and_their_values_come_again(tmp_path: Path):
     part, rest = mapped[1000 : 6 * MIB], mapped[6 * MIB :]
     before, total = resident(), mapped.sum()
     assert resident() - before > 30 * MIB
-    hand_back(part)
+    hand_back([part])
     assert 0 <= resident() - before < 10 * MIB
-    hand_back(mapped[5:6])  # less than a page
+    hand_back([mapped[5:6]])  # less than a page
     assert mapped.sum() == total and rest[0] == 6 * MIB
+
+
+def test_neighbours_share_a_call_that_keeps_to_their_pages(monkeypatch):
+    page, calls = mmap.PAGESIZE, []
+    monkeypatch.setattr(mapped_pages, "_madvise", lambda: lambda *call: calls.append(call[:2]))
+    memory = torch.zeros(40 * page, dtype=torch.uint8)
+    begin = -memory.data_ptr() % page
+    first = memory.data_ptr() + begin
+
+    def part(start: int, stop: int) -> torch.Tensor:
+        return memory[begin + start : begin + stop]
+
+    hand_back(
+        [part(9 * page, 12 * page + 5), part(5, 3 * page), part(3 * page + 100, 7 * page + 9)]
+    )
+    assert calls == [(first + page, 6 * page), (first + 9 * page, 3 * page)]
+    calls.clear()
+    hand_back([part(0, 8 * page), part(2 * page, 3 * page), part(9 * page + 1, 10 * page)])
+    assert calls == [(first, 8 * page)]
+    calls.clear()
+    hand_back(
+        [part(0, 100), part(page + 200, 2 * page), part(20 * page + 1, 21 * page), part(7, 8)]
+    )
+    hand_back([])
+    assert not calls
 
 
 @needs_proc

@@ -91,21 +91,31 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("two_threads", "small_parts")
 def test_readers_convert_at_the_same_time_and_compute_alone(tmp_path: Path, monkeypatch):
     make(tmp_path, dtype=torch.float16)
-    both, convert, seen = threading.Barrier(2, timeout=20), readers.convert, []
+    both, convert, seen = threading.Barrier(2, timeout=20), readers.convert_alone, []
 
-    def meeting(source: torch.Tensor, target: torch.Tensor) -> None:
+    def meeting(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         seen.append((threading.current_thread().name, torch.get_num_threads()))
         if len(seen) <= 2:
             both.wait()  # broken if no other reader comes to convert something else
-        convert(source, target)
+        convert(targets, sources)
 
-    monkeypatch.setattr(readers, "convert", meeting)
+    monkeypatch.setattr(readers, "convert_alone", meeting)
     read_all(tmp_path, n_readers=2)
     names, threads = zip(*seen, strict=True)
     assert len(set(names)) == 2 and set(threads) == {1}
+
+
+@pytest.mark.usefixtures("two_threads", "small_parts")
+def test_readers_that_pytorch_will_not_leave_alone_convert_the_same(tmp_path: Path, monkeypatch):
+    """They go in steps that PyTorch does not divide, where OpenMP is not to be found."""
+    weights = opened(make(tmp_path, dtype=torch.float16))
+    monkeypatch.setattr(readers, "stay_on_one_core", lambda: None)
+    monkeypatch.setattr(torch, "_foreach_copy_", None)
+    for name, tensor in read_all(tmp_path, n_readers=2).items():
+        assert torch.equal(tensor, weights.tensor(name).float())
 
 
 def test_nothing_to_convert_needs_no_readers(tmp_path: Path, monkeypatch):
@@ -136,18 +146,18 @@ def test_an_error_of_one_reader_ends_all(tmp_path: Path, monkeypatch, after: int
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_readers_stop_when_one_of_them_fails(tmp_path: Path, monkeypatch, error):
-    converted, convert, failed = [], readers.convert, threading.Event()
+    converted, convert, failed = [], readers.convert_alone, threading.Event()
 
-    def failing(source: torch.Tensor, target: torch.Tensor) -> None:
-        converted.append(source)
+    def failing(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        converted.append(sources)
         if len(converted) == 5:
             failed.set()
             raise error("while converting")
         if failed.is_set():
             time.sleep(0.01)  # the thread that waits gets its turn
-        convert(source, target)
+        convert(targets, sources)
 
-    monkeypatch.setattr(readers, "convert", failing)
+    monkeypatch.setattr(readers, "convert_alone", failing)
     with pytest.raises(error, match="while converting"):
         read_all(make(tmp_path, dtype=torch.float16))
     assert len(converted) < 50  # of many hundred parts
@@ -157,13 +167,13 @@ def test_readers_stop_when_one_of_them_fails(tmp_path: Path, monkeypatch, error)
 @pytest.mark.usefixtures("small_parts")
 def test_an_interrupt_ends_all_readers(tmp_path: Path, monkeypatch):
     weights, placed = opened(make(tmp_path, dtype=torch.float16)), []
-    convert, converted, interrupted = readers.convert, [], threading.Event()
+    convert, converted, interrupted = readers.convert_alone, [], threading.Event()
 
-    def slow_then(source: torch.Tensor, target: torch.Tensor) -> None:
+    def slow_then(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         if interrupted.is_set():
             time.sleep(0.01)
-            converted.append(source)
-        convert(source, target)
+            converted.append(sources)
+        convert(targets, sources)
 
     def put(name: str, tensor: torch.Tensor) -> None:
         placed.append(name)
@@ -171,7 +181,7 @@ def test_an_interrupt_ends_all_readers(tmp_path: Path, monkeypatch):
             interrupted.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(readers, "convert", slow_then)
+    monkeypatch.setattr(readers, "convert_alone", slow_then)
     with pytest.raises(KeyboardInterrupt):
         read_tensors(weights, {n: ("cpu", torch.float32) for n in weights.specs}, put, 3)
     assert len(placed) == 3 and len(converted) < 50 and not still_reading()
@@ -208,17 +218,17 @@ def test_a_model_loaded_by_several_readers_equals_one_by_one(tmp_path: Path, mon
 def test_the_caller_does_something_else_while_readers_convert(tmp_path: Path, monkeypatch):
     weights = opened(make(tmp_path, dtype=torch.float16))
     wanted = {name: ("cpu", torch.float32) for name in weights.specs}
-    met, convert, calls = threading.Event(), readers.convert, []
+    met, convert, calls = threading.Event(), readers.convert_alone, []
 
-    def late(source: torch.Tensor, target: torch.Tensor) -> None:
+    def late(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         assert met.wait(20)  # no reader goes on before the caller was elsewhere
-        convert(source, target)
+        convert(targets, sources)
 
     def meanwhile() -> None:
         calls.append(threading.current_thread())
         met.set()
 
-    monkeypatch.setattr(readers, "convert", late)
+    monkeypatch.setattr(readers, "convert_alone", late)
     found: dict[str, torch.Tensor] = {}
     read_tensors(weights, wanted, found.__setitem__, 2, meanwhile)
     assert calls == [threading.main_thread()] and found.keys() == wanted.keys()
@@ -231,8 +241,8 @@ def test_an_error_of_the_caller_ends_all_readers(tmp_path: Path, monkeypatch):
     wanted = {name: ("cpu", torch.float32) for name in weights.specs}
     failed, begun = threading.Event(), []
 
-    def slow(source: torch.Tensor, target: torch.Tensor) -> None:
-        begun.append(target)
+    def slow(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        begun.append(targets)
         assert failed.wait(20)
         time.sleep(0.2)  # the others are told meanwhile
 
@@ -240,7 +250,7 @@ def test_an_error_of_the_caller_ends_all_readers(tmp_path: Path, monkeypatch):
         failed.set()
         raise CheckpointError("the tokenizer is damaged")
 
-    monkeypatch.setattr(readers, "convert", slow)
+    monkeypatch.setattr(readers, "convert_alone", slow)
     with pytest.raises(CheckpointError, match="tokenizer"):
         read_tensors(weights, wanted, lambda name, tensor: None, 3, fail)
     assert len(begun) <= 3 < len(wanted) and not still_reading()
