@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 
 # conda-forge's names where they differ from the names on the Python package index
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "zlib-ng": "python-zlib-ng"}
 
 
 def split(requirement: str) -> tuple[str, str]:

@@ -1,88 +1,162 @@
-"""Comparing the parts of a zip file with the checksums that are stored with them."""
+"""Comparing the parts of a zip file with the checksums that are stored with them.
+
+Whoever reads tensors from a mapped file has their bytes at hand anyway, and takes their checksums
+on the way. What nobody has read is read at the end.
+"""
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zipfile
-import zlib
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import torch
+from torch import Tensor
+from zlib_ng.zlib_ng import crc32, crc32_combine
 
-# So much of a file is in memory at a time, in each thread, while checksums are compared.
-CHECKED_BYTES = 4 * 2**20
+# So much is compared at a time: whoever comes next finds it in the processor's cache.
+STEP_BYTES = 2**20
+_LOCAL_HEADER = 30
 
 
-@contextmanager
-def check_pool() -> Iterator[Executor]:
-    """Have threads for comparisons; those that were not begun at the end are given up."""
-    pool = ThreadPoolExecutor(min(torch.get_num_threads(), 4), "optlens-check")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Part(NamedTuple):
+    """A part of the file, which lies there from `start` to `end`."""
+
+    name: str
+    start: int
+    end: int
+    checksum: int
+
+
+class _Piece(NamedTuple):
+    """Bytes that were read, up to `end`, and their checksum."""
+
+    end: int
+    checksum: int
 
 
 class Checksums:
     """The checksums of a file, on their way to be compared.
 
     Attributes:
-        damaged_early: The name of the first damaged part, if that is known at once: all but the
-            values of tensors are compared before anybody reads them.
+        path: The file.
     """
 
-    def __init__(self, path: Path, pool: Executor) -> None:
-        """Compare what is small, and have the values of tensors compared.
+    def __init__(self, path: Path) -> None:
+        """Read which checksums there are.
 
         Args:
             path: A zip file of `torch.save`.
-            pool: Who compares the values of tensors, in the order of the file.
 
         Raises:
             Exception: If the directory of the file is damaged, in many ways.
         """
-        self.damaged_early: str | None = None
-        self._running: list[tuple[zipfile.ZipInfo, Future[bool]]] = []
+        self.path = path
+        self._names: dict[int, list[str]] = {}  # where a part starts -> the tensors in it
+        self._address: int | None = None
+        self._noted: dict[int, _Piece] = {}  # by where they start
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if not any(entry.CRC for entry in entries):
-                return  # written with PyTorch's checksums switched off
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                self.damaged_early = archive.testzip()
-                return
-        with path.open("rb") as file:
-            self._whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        for entry in entries:
-            if is_of_a_tensor(entry.filename):
-                self._running.append((entry, pool.submit(_is_intact, self._whole, entry)))
-            elif self.damaged_early is None and not _is_intact(self._whole, entry):
-                self.damaged_early = entry.filename
+            self._compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if not any(entry.CRC for entry in entries):
+            entries = []  # written with PyTorch's checksums switched off
+        with path.open("rb", buffering=0) as file:
+            self._parts = [_part(file, entry) for entry in entries]
 
-    def damaged_part(self) -> str | None:
-        """Wait until all is compared; return the name of the first damaged part."""
-        intact = [(entry.filename, running.result()) for entry, running in self._running]
-        return next((name for name, good in intact if not good), self.damaged_early)
+    def damaged_structure(self) -> str | None:
+        """Return the name of the first damaged part of those that hold no values of tensors."""
+        if self._compressed:
+            self._parts = []
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.testzip()
+        rest = [part for part in self._parts if not _is_of_a_tensor(part)]
+        self._parts = [part for part in self._parts if _is_of_a_tensor(part)]
+        return next((part.name for part in rest if not self._is_intact(part)), None)
+
+    def place(self, tensors: Mapping[str, Tensor]) -> None:
+        """Learn where in memory the file is mapped now, and which part holds which tensors.
+
+        Args:
+            tensors: Name -> tensor, mapped from the file.
+        """
+        storages: dict[int, list[str]] = {}
+        sizes: dict[int, int] = {}
+        for name, tensor in tensors.items():
+            storage = tensor.untyped_storage()
+            if storage.nbytes():
+                storages.setdefault(storage.data_ptr(), []).append(name)
+                sizes[storage.data_ptr()] = storage.nbytes()
+        parts = {part.start: part.end - part.start for part in self._parts}
+        first = min(sizes, default=0)
+        fitting = [
+            first - start
+            for start in parts
+            if all(parts.get(at - first + start) == size for at, size in sizes.items())
+        ]
+        self._address = fitting[0] if len(fitting) == 1 else None
+        if self._address is not None:
+            self._names = {at - self._address: names for at, names in storages.items()}
+
+    def note(self, numbers: Tensor) -> None:
+        """Take the checksum of numbers that are being read.
+
+        Args:
+            numbers: Contiguous, mapped from the file where `place` has found it.
+        """
+        if self._address is not None and numbers.numel():
+            start = numbers.data_ptr() - self._address
+            checksum = crc32(numbers.view(-1).view(torch.uint8).numpy())
+            self._noted[start] = _Piece(start + numbers.nbytes, checksum)
+
+    def damaged(self) -> list[str]:
+        """Compare the values of tensors; return the names of those in the first damaged part."""
+        # What does not fit is read, too: nobody is told of damage that is not in the file.
+        left = [part for part in self._parts if not self._is_noted(part)]
+        with ThreadPoolExecutor(min(torch.get_num_threads(), 4), "optlens-check") as pool:
+            try:
+                for part, intact in zip(left, pool.map(self._is_intact, left), strict=True):
+                    if not intact:
+                        return self._names.get(part.start, [part.name])
+            finally:  # the others are of no interest
+                pool.shutdown(cancel_futures=True)
+        return []
+
+    def _is_noted(self, part: _Part) -> bool:
+        """Tell whether all of a part was noted, with its checksum."""
+        at, checksum = part.start, 0
+        while at < part.end and at in self._noted:
+            piece = self._noted[at]
+            checksum = crc32_combine(checksum, piece.checksum, piece.end - at)
+            at = piece.end
+        return at == part.end and checksum == part.checksum
+
+    def _is_intact(self, part: _Part) -> bool:
+        """Read a part, and tell whether it has its checksum."""
+        buffer = memoryview(bytearray(min(STEP_BYTES, part.end - part.start)))
+        checksum, left = 0, part.end - part.start
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(part.start)
+            while left:
+                count = file.readinto(buffer[:left])
+                if not count:
+                    return False  # it lies outside of the file
+                checksum = crc32(buffer[:count], checksum)
+                left -= count
+        return checksum == part.checksum
 
 
-def is_of_a_tensor(part: str) -> bool:
-    """Tell whether a part of a file holds the values of tensors."""
-    return part.rpartition("/data/")[2].isdigit()
+def _part(file: IO[bytes], entry: zipfile.ZipInfo) -> _Part:
+    """Find where a part's bytes lie: behind a header of its own, of which only the end varies."""
+    file.seek(entry.header_offset)
+    header = file.read(_LOCAL_HEADER)
+    if header[:4] != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"the header of {entry.filename!r} is damaged")
+    start = entry.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:]))
+    return _Part(entry.filename, start, start + entry.file_size, entry.CRC)
 
 
-def _is_intact(whole: mmap.mmap, entry: zipfile.ZipInfo) -> bool:
-    """Tell whether a part of a mapped zip file has the checksum that is stored with it."""
-    header = whole[entry.header_offset : entry.header_offset + 30]
-    start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-    end, checksum = start + entry.file_size, 0
-    for at in range(start, end, CHECKED_BYTES):
-        stop = min(at + CHECKED_BYTES, end)
-        with memoryview(whole) as view, view[at:stop] as piece:
-            checksum = zlib.crc32(piece, checksum)
-        if hasattr(mmap, "MADV_DONTNEED"):  # else they count as this process's memory
-            page = at - at % mmap.PAGESIZE
-            whole.madvise(mmap.MADV_DONTNEED, page, stop - page)
-    return header[:4] == b"PK\x03\x04" and checksum == entry.CRC
+def _is_of_a_tensor(part: _Part) -> bool:
+    return part.name.rpartition("/data/")[2].isdigit()

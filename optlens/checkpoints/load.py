@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from optlens.checkpoints.checksums import check_pool
 from optlens.checkpoints.config_file import read_config
 from optlens.checkpoints.device_map import (
     DeviceMap,
@@ -33,7 +32,6 @@ from optlens.checkpoints.empty import empty_model
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.hub import locate
 from optlens.checkpoints.layout import METASEQ_TOKENIZER, find_layout
-from optlens.checkpoints.mapped_pages import hand_back
 from optlens.checkpoints.matching import EMBEDDING, HEAD, Places, match, places_of
 from optlens.checkpoints.placement import choose_dtype, parse_device, parse_dtype, weight_bytes
 from optlens.checkpoints.quantize import Quantization, check_quantize
@@ -110,8 +108,8 @@ def load_model(
     for field, value in (config_fields or {}).items():
         setattr(config, field, value)
     read_tokenizer = cache(partial(_read_tokenizer, folder, config))
-    with _no_garbage_collection(), check_pool() as checking:
-        weights = Weights(find_layout(folder), checking)
+    with _no_garbage_collection():
+        weights = Weights(find_layout(folder), compare_later=True)
         model, places, stored = build_and_match(cls, config, weights)
         new = {name: places.pop(name) for name in list(places) if name not in stored}
         if device_map not in (None, "stream"):
@@ -210,10 +208,7 @@ def _has_a_head_of_its_own(weights: Weights) -> bool:
     same_memory = embedding.data_ptr() == head.data_ptr()
     # As bytes, since NaN would differ from itself.
     same = same_memory or torch.equal(_as_bytes(embedding), _as_bytes(head))
-    for name, tensor in ((EMBEDDING, embedding), (HEAD, head)):
-        if weights.is_mapped(name) and tensor.is_contiguous():
-            hand_back([tensor])
-    del embedding, head, tensor
+    del embedding, head
     weights.release()
     return not same
 

@@ -30,7 +30,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.layout import canonical, missing_parts
 from optlens.checkpoints.matching import HEAD
-from optlens.checkpoints.read import TensorSpec, TorchFile
+from optlens.checkpoints.read import TensorSpec, TorchFile, compare
 
 POSITIONS = "decoder.embed_positions.weight"
 _RENAMED = {
@@ -158,6 +158,8 @@ class MetaseqFile:
         """
         self.paths = list(paths)
         self.parts = [MetaseqPart(path, verify) for path in self.paths]
+        for part in self.parts:
+            compare(part.take_checksums())
         self.mapped = all(part.mapped for part in self.parts)
         self.settings = self.parts[0].settings
         self._check_parts()

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 import pickle
-from concurrent.futures import Executor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
-from optlens.checkpoints.checksums import Checksums, check_pool, is_of_a_tensor
+from optlens.checkpoints.checksums import Checksums
 from optlens.checkpoints.errors import CheckpointError, listing
 from optlens.checkpoints.layout import Layout, canonical, what_else
 from optlens.files import type_of
@@ -100,14 +98,16 @@ class SafetensorsFile:
 class TorchFile:
     """An open `.bin` file, unpickled without running any code that it may hold."""
 
-    def __init__(self, path: Path, verify: bool, aside: Executor | None = None) -> None:
+    def __init__(self, path: Path, verify: bool) -> None:
         """Read which tensors there are.
 
         Args:
             path: The file.
-            verify: Compare it with its checksums.
-            aside: Who compares the values of tensors meanwhile; `finish_check` waits for that.
-                Without one, they are compared now.
+            verify: Compare it with its checksums: now what says which tensors there are, and their
+                values when `compare` is called with `take_checksums()`.
+
+        Raises:
+            CheckpointError: If the file is damaged, or holds something else.
         """
         self.path = path
         try:
@@ -115,46 +115,22 @@ class TorchFile:
                 # Before PyTorch 1.6 files were plain pickles, which cannot be mapped into memory.
                 self.mapped = file.read(4) == b"PK\x03\x04"
         except OSError as error:
-            raise self._unreadable(str(error)) from error
-        with nullcontext(aside) if aside else check_pool() as pool:
-            self._checksums = self._compare(pool) if verify and self.mapped else None
-            self._tensors = self._load()
-            for name, value in self._tensors.items():
-                self._check(name, value)
-            if aside is None:
-                self.finish_check()
+            raise _unreadable(path, error) from error
+        self._checksums = _read_checksums(path) if verify and self.mapped else None
+        self._tensors = self._load()
+        for name, value in self._tensors.items():
+            self._check(name, value)
+        if self._checksums is not None:
+            self.place(self._checksums)
 
-    def _compare(self, pool: Executor) -> Checksums:
-        """Begin to compare the file with its checksums; what is no tensor's is known at once."""
-        try:
-            checksums = Checksums(self.path, pool)
-        except Exception as error:  # a damaged directory makes zipfile fail in many ways
-            raise self._unreadable(str(error)) from error
-        early = checksums.damaged_early
-        if early is not None and not is_of_a_tensor(early):
-            raise self._corrupted(f"its part {early!r}")
-        return checksums
+    def place(self, checksums: Checksums) -> None:
+        """Say where the file is mapped, for whoever has its checksums taken while reading."""
+        checksums.place(self._tensors)
 
-    @property
-    def is_checked(self) -> bool:
-        """Whether no comparison with checksums is left to wait for."""
-        return self._checksums is None
-
-    def finish_check(self) -> None:
-        """Wait until the file is compared with its checksums.
-
-        Raises:
-            CheckpointError: If a part of it is damaged; the tensors in it are named.
-        """
-        if self._checksums is None:
-            return
+    def take_checksums(self) -> Checksums | None:
+        """Return the checksums that are still to be compared, for `compare`; None the next time."""
         checksums, self._checksums = self._checksums, None
-        try:
-            damaged = checksums.damaged_part()
-        except Exception as error:  # where a part lies outside of the file
-            raise self._unreadable(str(error)) from error
-        if damaged is not None:
-            raise self._corrupted(self._tensors_in(damaged))
+        return checksums
 
     def _check(self, name: object, value: object) -> None:
         """Raise unless it is a name and a tensor whose values lie in the file, one by one."""
@@ -190,34 +166,13 @@ class TorchFile:
                     f"{line.strip()} Weights need no code; use a safetensors version of the "
                     "checkpoint, or get it from a source that you trust."
                 ) from error
-            raise self._unreadable(str(error).partition(". ")[0]) from error
+            raise _unreadable(self.path, str(error).partition(". ")[0]) from error
         if not isinstance(values, dict):
             raise CheckpointError(
                 f"{self.path} holds {type_of(values)}, not a table of named tensors. "
                 "Save the model's state_dict() instead."
             )
         return values
-
-    def _tensors_in(self, part: str) -> str:
-        """Name the tensors that are stored in one part of the file."""
-        storages: dict[int, list[str]] = {}
-        for name, tensor in self._tensors.items():
-            storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(repr(name))
-        # torch.save numbers the storages in the order in which it meets them.
-        number = int(part.rpartition("/data/")[2])
-        named = list(storages.values())[number] if number < len(storages) else [repr(part)]
-        return listing(named)
-
-    def _corrupted(self, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path}: {what} is corrupted (its checksum does not match). {_AGAIN}"
-        )
-
-    def _unreadable(self, message: str) -> CheckpointError:
-        reason = what_else(self.path) or (
-            f"{message or 'it ends too early'}; the file is cut short or damaged"
-        )
-        return CheckpointError(f"{self.path} cannot be read: {reason}. {_AGAIN}")
 
     def names(self) -> list[str]:
         """Return the stored tensor names."""
@@ -234,6 +189,45 @@ class TorchFile:
         return self._tensors[name].detach()
 
 
+def _read_checksums(path: Path) -> Checksums:
+    """Read a file's checksums, and compare all but the values of tensors."""
+    try:
+        checksums = Checksums(path)
+        damaged = checksums.damaged_structure()
+    except Exception as error:  # a damaged directory makes zipfile fail in many ways
+        raise _unreadable(path, error) from error
+    if damaged is not None:
+        raise _corrupted(path, f"its part {damaged!r}")
+    return checksums
+
+
+def compare(checksums: Checksums | None) -> None:
+    """Compare the values of a file's tensors with its checksums, as far as that is not done.
+
+    Raises:
+        CheckpointError: If a tensor is damaged; those that share its part are named.
+    """
+    if checksums is None:
+        return
+    try:
+        damaged = checksums.damaged()
+    except OSError as error:
+        raise _unreadable(checksums.path, error) from error
+    if damaged:
+        raise _corrupted(checksums.path, listing([repr(name) for name in damaged]))
+
+
+def _corrupted(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {what} is corrupted (its checksum does not match). {_AGAIN}")
+
+
+def _unreadable(path: Path, error: Exception | str) -> CheckpointError:
+    reason = what_else(path) or (
+        f"{str(error) or 'it ends too early'}; the file is cut short or damaged"
+    )
+    return CheckpointError(f"{path} cannot be read: {reason}. {_AGAIN}")
+
+
 class Weights:
     """A checkpoint's tensors by canonical name, with at most one file read into memory at a time.
 
@@ -242,20 +236,20 @@ class Weights:
         specs: Canonical name -> shape and dtype, in the order of the files.
     """
 
-    def __init__(self, layout: Layout, aside: Executor | None = None) -> None:
+    def __init__(self, layout: Layout, compare_later: bool = False) -> None:
         """Find out which tensors there are.
 
         Args:
             layout: Where they are.
-            aside: Who compares `.bin` files with their checksums while tensors are read already;
-                call `finish_checks` before you rely on them. Without one, files are compared first.
+            compare_later: Leave the values in `.bin` files to be compared with their checksums by
+                `finish_checks`; call it before you rely on them. Otherwise they are compared first.
 
         Raises:
             CheckpointError: If a file cannot be read.
         """
         self.layout = layout
-        self._aside = aside
-        self._unchecked: list[TorchFile] = []
+        self._compare_later = compare_later
+        self._unfinished: dict[Path, Checksums] = {}
         self.specs: dict[str, TensorSpec] = {}
         self._where: dict[str, tuple[Path, str]] = {}
         self._verified: set[Path] = set()
@@ -305,12 +299,27 @@ class Weights:
 
                 self._open = (path, MetaseqFile(self.layout.files, verify))
             else:
-                file = TorchFile(path, verify, self._aside)
-                self._open = (path, file)
-                if not file.is_checked:
-                    self._unchecked.append(file)
+                self._open = (path, self._torch_file(path, verify))
             self._verified.add(path)
         return self._open[1]
+
+    def _torch_file(self, path: Path, verify: bool) -> TorchFile:
+        file = TorchFile(path, verify)
+        checksums = file.take_checksums()
+        if checksums is not None and self._compare_later:
+            self._unfinished[path] = checksums
+        elif checksums is not None:
+            compare(checksums)
+        elif path in self._unfinished:  # opened again, so mapped to another place
+            file.place(self._unfinished[path])
+        return file
+
+    def checksums(self, name: str) -> Checksums | None:
+        """Return what takes note of a tensor's values while they are read, if they have checksums.
+
+        Its notes are of tensors from the file that was opened last.
+        """
+        return self._unfinished.get(self._where[name][0])
 
     @property
     def merges(self) -> bool:
@@ -350,13 +359,13 @@ class Weights:
         return sorted(names, key=lambda name: order[self._where[name][0]])
 
     def finish_checks(self) -> None:
-        """Wait until all files that were opened are compared with their checksums.
+        """Compare the files that were opened with their checksums, as far as that is not done.
 
         Raises:
             CheckpointError: If one is damaged.
         """
-        while self._unchecked:
-            self._unchecked.pop(0).finish_check()
+        while self._unfinished:
+            compare(self._unfinished.pop(next(iter(self._unfinished))))
 
     def release(self) -> None:
         """Let go of the open file's pages, where opening it again costs little."""

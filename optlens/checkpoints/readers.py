@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from optlens.checkpoints.checksums import Checksums
 from optlens.checkpoints.mapped_pages import hand_back
 from optlens.checkpoints.read import Weights
 from optlens.checkpoints.stored_tensors import convert, stay_on_one_core
@@ -35,10 +36,18 @@ Target = tuple[torch.device | str, torch.dtype]
 
 
 class _Whole:
-    """A tensor that is being made from parts, which may be mapped from a file."""
+    """A tensor that is being made from parts, which may be mapped from a file with checksums."""
 
-    def __init__(self, name: str, tensor: Tensor, n_parts: int, is_mapped: bool = False) -> None:
-        self.name, self.tensor, self.left, self.is_mapped = name, tensor, n_parts, is_mapped
+    def __init__(
+        self,
+        name: str,
+        tensor: Tensor,
+        n_parts: int,
+        is_mapped: bool = False,
+        checksums: Checksums | None = None,
+    ) -> None:
+        self.name, self.tensor, self.left = name, tensor, n_parts
+        self.is_mapped, self.checksums = is_mapped, checksums
 
 
 class _Part(NamedTuple):
@@ -50,9 +59,12 @@ class _Part(NamedTuple):
 
 
 def _read(parts: list[_Part], convert: Callable[[list[Tensor], list[Tensor]], None]) -> None:
-    """Convert parts, and leave nothing of their files in memory."""
+    """Convert parts, have their checksums taken, and leave nothing of their files in memory."""
     converted = [part for part in parts if part.source is not part.target]
     if converted:
+        for part in converted:
+            if part.whole.checksums is not None:
+                part.whole.checksums.note(part.source)
         convert([part.target for part in converted], [part.source for part in converted])
         hand_back(part.source for part in converted if part.whole.is_mapped)
 
@@ -122,7 +134,8 @@ def _parts(weights: Weights, wanted: Mapping[str, Target]) -> Iterator[_Part]:
             sources, targets = (
                 tensor.view(-1).split(PART_BYTES // source.itemsize) for tensor in (source, target)
             )
-            whole = _Whole(name, target, len(sources), weights.is_mapped(name))
+            checksums = weights.checksums(name)
+            whole = _Whole(name, target, len(sources), weights.is_mapped(name), checksums)
             del source, target
             yield from map(_Part, [whole] * len(sources), sources, targets)
             del sources, targets, whole
