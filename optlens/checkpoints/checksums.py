@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
-# So much is compared at a time: whoever comes next finds it in the processor's cache.
-STEP_BYTES = 2**20
+# So much of a file is read at a time to compare it, in each thread: it stays in the processor's cache.
+_STEP_BYTES = 2**20
 _LOCAL_HEADER = 30
 
 
@@ -135,7 +135,7 @@ class Checksums:
 
     def _is_intact(self, part: _Part) -> bool:
         """Read a part, and tell whether it has its checksum."""
-        buffer = memoryview(bytearray(min(STEP_BYTES, part.end - part.start)))
+        buffer = memoryview(bytearray(min(_STEP_BYTES, part.end - part.start)))
         checksum, left = 0, part.end - part.start
         with self.path.open("rb", buffering=0) as file:
             file.seek(part.start)

@@ -25,7 +25,7 @@ from optlens.checkpoints.stored_tensors import convert, stay_on_one_core
 
 # So much is converted at a time, up to twice of it: long enough that a reader is at work while others
 # hold Python's lock, as the tokenizer does for 0.05 s; short enough that an interrupt is felt at once.
-PART_BYTES = 8 * 2**20
+PART_BYTES = 16 * 2**20
 # Tensors that are put together from several files leave these in memory: after so many bytes they are
 # closed and opened again. That is less than the largest tensor of any published OPT.
 _RELEASE_BYTES = 16 * 2**20
@@ -113,7 +113,8 @@ def read_tensors(
             del part  # frees the tensor, if nobody has kept it, before the next one is read
         meanwhile()
     else:
-        _Readers(parts).run(len(wanted), put, n_readers, meanwhile)
+        n_bytes = sum(map(weights.n_bytes, wanted))
+        _Readers(parts, n_bytes, n_readers).run(len(wanted), put, meanwhile)
 
 
 def _is_converted(weights: Weights, name: str, target: Target) -> bool:
@@ -156,23 +157,20 @@ def _parts(weights: Weights, wanted: Mapping[str, Target]) -> Iterator[_Part]:
 class _Readers:
     """Threads that take turns in finding a batch, and convert their batches at the same time."""
 
-    def __init__(self, parts: Iterator[_Part]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Iterator[_Part], n_bytes: int, n_readers: int) -> None:
+        self._parts, self._n_readers = parts, n_readers
+        self._left = n_bytes  # of the files, which no reader has taken yet
         self._turn = threading.Lock()
         self._given_up = threading.Event()
         self._done: SimpleQueue[_Whole | BaseException] = SimpleQueue()
 
     def run(
-        self,
-        n_tensors: int,
-        put: Callable[[str, Tensor], None],
-        n_readers: int,
-        meanwhile: Callable[[], object],
+        self, n_tensors: int, put: Callable[[str, Tensor], None], meanwhile: Callable[[], object]
     ) -> None:
         """Hand over all tensors; an error of a reader is raised here, when all have ended."""
-        with ThreadPoolExecutor(n_readers, "optlens-read", stay_on_one_core) as pool:
+        with ThreadPoolExecutor(self._n_readers, "optlens-read", stay_on_one_core) as pool:
             try:
-                for _ in range(n_readers):
+                for _ in range(self._n_readers):
                     pool.submit(self._read)
                 meanwhile()
                 for _ in range(n_tensors):
@@ -194,14 +192,21 @@ class _Readers:
             self._done.put(error)
 
     def _next(self) -> list[_Part]:
-        """Return the next parts, at least `PART_BYTES` while there are as many."""
+        """Return the next parts: `PART_BYTES` at least, but a share of the rest towards the end.
+
+        So all readers end at the same time, and little of the files is in memory when most is read.
+        """
         batch: list[_Part] = []
+        taken = 0
         with self._turn:
-            while not self._given_up.is_set() and sum(p.source.nbytes for p in batch) < PART_BYTES:
+            enough = min(PART_BYTES, self._left / (2 * self._n_readers))
+            while not self._given_up.is_set() and (taken < enough or not batch):
                 part = next(self._parts, None)
                 if part is None:
                     break
                 batch.append(part)
+                taken += part.source.nbytes
+            self._left -= taken
         return batch
 
     def _finish(self, batch: list[_Part]) -> None:

@@ -108,6 +108,23 @@ def test_readers_convert_at_the_same_time_and_compute_alone(tmp_path: Path, monk
     assert len(set(names)) == 2 and set(threads) == {1}
 
 
+def test_batches_get_smaller_towards_the_end(tmp_path: Path, monkeypatch):
+    """So that no reader is left with a large one, and pages of few are in memory then."""
+    make(tmp_path, dtype=torch.float16)
+    sizes, convert = [], readers.convert_alone
+
+    def weighing(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        sizes.append(sum(source.nbytes for source in sources))
+        convert(targets, sources)
+
+    monkeypatch.setattr(readers, "convert_alone", weighing)
+    weights = opened(tmp_path)
+    largest = max(map(weights.n_bytes, weights.specs))
+    read_all(tmp_path, n_readers=2)
+    assert max(sizes) < sum(sizes) / 4 + largest and len(sizes) > 4
+    assert sorted(sizes[-2:])[0] < largest / 4
+
+
 @pytest.mark.usefixtures("two_threads", "small_parts")
 def test_readers_that_pytorch_will_not_leave_alone_convert_the_same(tmp_path: Path, monkeypatch):
     """They go in steps that PyTorch does not divide, where OpenMP is not to be found."""
